@@ -1,0 +1,2 @@
+//! The replica.
+fn main() {}
