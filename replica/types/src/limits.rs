@@ -1,0 +1,19 @@
+//! Bounds that every replica of a service shares. Larger input is refused before it reaches the log.
+
+/// Version of the blocks and promises on disk and on the wire. A later one is refused, never guessed at.
+pub const FORMAT_VERSION: u16 = 1;
+
+/// Bytes of one request body.
+pub const REQUEST_BYTES_MAX: usize = 1 << 20;
+
+/// Bytes of all commands of one block, with their lengths.
+pub const BLOCK_BYTES_MAX: usize = 2 << 20;
+
+/// Commands in one block.
+pub const BLOCK_COMMANDS_MAX: usize = 4096;
+
+/// Blocks of its own view that a leader may have above what is committed (PROTOCOL §2).
+pub const WINDOW_BLOCKS: u64 = 16;
+
+/// Requests of one session in flight: a sequence number at or above `acknowledged + WINDOW` is refused.
+pub const SESSION_WINDOW: u64 = 64;
