@@ -103,7 +103,7 @@ impl Replica {
             None => head,
         };
         catch_up.asked = Some(anchor.height);
-        catch_up.again_at = now.plus(self.options.election);
+        catch_up.again_at = now.plus(4 * self.options.heartbeat);
         let (peer, tip) = (catch_up.peer, catch_up.tip);
         self.send(out, peer, Message::Fetch { after: anchor.height, anchor: anchor.hash, tip });
     }

@@ -121,6 +121,15 @@ pub enum Promise {
     Lead(View),
 }
 
+impl fmt::Display for Promise {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Promise::Timeout(view) => write!(f, "promise Timeout view={view}"),
+            Promise::Lead(view) => write!(f, "promise Lead view={view}"),
+        }
+    }
+}
+
 /// What one step asks of its host, in the order in which it is carried out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[must_use]

@@ -1,0 +1,432 @@
+//! The loop of one replica: an event changes the state, a poll says what to do about it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use lockstep_consensus::{Effects, Envelope, Input, Message, Moment, Options, RecordSeq, Replica, RoleName, Serve};
+use lockstep_machine::{Executor, MachineError};
+use lockstep_types::{BlockRef, Digest, Epoch, Height, LogTime, ReplicaId, Slot, View, block};
+use lockstep_wal::{BatchSeq, Disk, Prepared, Writer};
+use thiserror::Error;
+
+use crate::identity::Identity;
+use crate::log::{Log, LogError, ReadError};
+use crate::message::PeerMessage;
+use crate::requests::{Answer, Operation, Requests, Token};
+
+/// Bytes of blocks in one answer to a peer that lags; one block may exceed it.
+const SERVE_BYTES: usize = 1 << 20;
+/// Blocks applied in one poll, so that the loop keeps turning while a long log is replayed.
+const APPLY_BLOCKS: usize = 256;
+
+/// How an engine runs.
+#[derive(Clone, Debug, Default)]
+pub struct EngineOptions {
+    /// Times and bounds of the rules.
+    pub rules: Options,
+    /// Sizes of the log's files.
+    pub wal: lockstep_wal::Options,
+}
+
+/// Why a replica cannot start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// It has no genesis, or does not vote in it.
+    #[error("replica {replica} is no voter of its genesis")]
+    NoVoter {
+        /// The replica.
+        replica: ReplicaId,
+    },
+    /// Its log refuses.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// Its state machine refuses.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+}
+
+/// What happened.
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "most events are messages")]
+pub enum Event {
+    /// Time passed.
+    Tick,
+    /// A peer's message. Nothing about it is believed.
+    Peer {
+        /// The voter that sent it, as the transport knows it.
+        from: Slot,
+        /// The configuration that the sender named.
+        epoch: Epoch,
+        /// What it says.
+        message: PeerMessage,
+    },
+    /// A client's request. It is answered once, in an [`Output`].
+    Request {
+        /// Names it.
+        token: Token,
+        /// What it wants.
+        operation: Operation,
+        /// Until when the client waits.
+        deadline: Moment,
+    },
+    /// This batch is on the disk.
+    Written(BatchSeq),
+    /// Make another voter lead; none: whoever is caught up best.
+    HandOver(Option<Slot>),
+}
+
+/// What to do, in the order of the fields.
+#[derive(Debug, Default)]
+pub struct Output {
+    /// Messages for peers. The order per receiver matters for speed, not for safety.
+    pub send: Vec<Outgoing>,
+    /// A batch for the log's writer. There is never more than one under way.
+    pub write: Option<Prepared>,
+    /// Answers for clients.
+    pub replies: Vec<(Token, Answer)>,
+    /// What was executed, for those who check: block and commands that ran, in order.
+    pub applied: Vec<AppliedBlock>,
+    /// When to come back at the latest.
+    pub wake_at: Moment,
+}
+
+/// A message on its way.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    /// The receiver.
+    pub to: Slot,
+    /// The configuration of this replica.
+    pub epoch: Epoch,
+    /// What it says.
+    pub message: PeerMessage,
+}
+
+/// A block that was applied.
+#[derive(Clone, Debug)]
+pub struct AppliedBlock {
+    /// The block.
+    pub block: BlockRef,
+    /// The rolling digest after it.
+    pub digest: Digest,
+    /// Session requests that were executed, not answered from the table.
+    pub executed: Vec<(lockstep_types::SessionId, u64)>,
+    /// Requests that the session table answered.
+    pub answered_from_table: u32,
+}
+
+/// One replica of one service, from its genesis on.
+pub struct Engine<D: Disk> {
+    pub(crate) core: Replica,
+    pub(crate) executor: Executor,
+    log: Log<D>,
+    writer: Option<Writer<D>>,
+    /// Promises that wait for their record.
+    promised: VecDeque<(RecordSeq, Envelope)>,
+    /// Blocks to read and send.
+    serve: VecDeque<Serve>,
+    /// Reads that were decided while another effect was being carried out.
+    pub(crate) requests: Requests,
+    pub(crate) boot: u64,
+    pub(crate) out: Output,
+    election: u64,
+    window: u64,
+}
+
+impl<D: Disk> Engine<D> {
+    /// Starts from what the disk holds.
+    ///
+    /// # Errors
+    /// A genesis that is missing or does not name this replica, a log or a machine that refuses.
+    pub fn start(disk: Arc<D>, identity: &Identity, options: EngineOptions, now: Moment) -> Result<Self, StartError> {
+        let no_voter = StartError::NoVoter { replica: identity.replica };
+        let Some(genesis) = &identity.genesis else { return Err(no_voter) };
+        let config = genesis.configuration();
+        let Some(me) = config.slot_of(identity.replica) else { return Err(no_voter) };
+        let executor = Executor::new(genesis)?;
+        let (log, recovered) = Log::open(disk, genesis, identity.replica, options.wal)?;
+        let (election, window) = (options.rules.election, options.rules.window);
+        let core = Replica::start(genesis.service, config, me, options.rules, recovered, now);
+        Ok(Engine {
+            core,
+            executor,
+            writer: Some(log.writer()),
+            log,
+            promised: VecDeque::new(),
+            serve: VecDeque::new(),
+            requests: Requests::default(),
+            boot: identity.boot,
+            out: Output::default(),
+            election,
+            window,
+        })
+    }
+
+    /// The log's writer, for the thread that commits batches. Taken once.
+    pub fn take_writer(&mut self) -> Writer<D> {
+        self.writer.take().expect("the writer is taken once")
+    }
+
+    /// Takes one event. Events must come in the order in which they happened.
+    pub fn handle(&mut self, now: Moment, event: Event) {
+        match event {
+            Event::Tick => {
+                let effects = self.core.step(now, Input::Tick);
+                self.absorb(effects);
+            }
+            Event::Peer { from, epoch, message } => self.on_peer(now, from, epoch, message),
+            Event::Request { token, operation, deadline } => self.open_request(now, token, operation, deadline),
+            Event::Written(batch) => {
+                let seq = self.log.written(batch);
+                let effects = self.core.step(now, Input::Durable(seq));
+                self.absorb(effects);
+                self.release(seq);
+            }
+            Event::HandOver(target) => {
+                let effects = self.core.step(now, Input::HandOver { target });
+                self.absorb(effects);
+            }
+        }
+    }
+
+    /// Says what to do about all events since the last poll.
+    ///
+    /// # Errors
+    /// A block that was written cannot be read: the process must stop.
+    pub fn poll(&mut self, now: Moment, wall: LogTime) -> Result<Output, ReadError> {
+        if now >= self.core.deadline() {
+            self.handle(now, Event::Tick);
+        }
+        self.drive_requests(now);
+        self.propose_queued(now, wall);
+        let more = self.apply_committed(now)?;
+        self.answer_reads();
+        self.serve_blocks()?;
+        self.out.write = self.log.next_batch();
+        self.out.wake_at = if more { now } else { self.core.deadline().min(self.requests.deadline()) };
+        Ok(std::mem::take(&mut self.out))
+    }
+
+    fn on_peer(&mut self, now: Moment, from: Slot, epoch: Epoch, message: PeerMessage) {
+        match message {
+            PeerMessage::Consensus(message) => {
+                let effects = self.core.step(now, Input::Receive { from, epoch, message });
+                self.absorb(effects);
+            }
+            // The rules check the sender of their messages; these must come from a voter too.
+            _ if self.core.config().voter(from).is_none() || from == self.core.me() => {}
+            PeerMessage::Forward { id, command } => self.on_forward(from, id, command),
+            PeerMessage::ForwardReply { id, result } => self.on_forward_reply(from, id, result),
+            PeerMessage::ReadIndex { id } => self.on_read_index(now, from, id),
+            PeerMessage::ReadIndexReply { id, height } => self.on_read_index_reply(now, from, id, height),
+        }
+    }
+
+    /// Carries effects out, in the order of their fields.
+    pub(crate) fn absorb(&mut self, effects: Effects) {
+        for envelope in effects.send {
+            self.send_envelope(envelope);
+        }
+        for (seq, record) in effects.persist {
+            self.log.push(seq, record);
+        }
+        for (seq, envelope) in effects.send_after {
+            if seq <= self.log.durable() || cfg!(planted = "ack-before-sync") {
+                self.send_envelope(envelope);
+            } else {
+                self.promised.push_back((seq, envelope));
+            }
+        }
+        self.serve.extend(effects.serve);
+        for (id, outcome) in effects.reads {
+            self.on_read_decided(id, outcome);
+        }
+    }
+
+    /// Sends the promises whose records are durable. Acknowledgements are cumulative: of several to one leader the last says
+    /// it all.
+    fn release(&mut self, durable: RecordSeq) {
+        let count = self.promised.iter().take_while(|(seq, _)| *seq <= durable).count();
+        let released: Vec<Envelope> = self.promised.drain(..count).map(|(_, envelope)| envelope).collect();
+        for (index, envelope) in released.iter().enumerate() {
+            let superseded = released[index + 1..].iter().any(|later| supersedes(later, envelope));
+            if !superseded {
+                self.send_envelope(envelope.clone());
+            }
+        }
+    }
+
+    fn send_envelope(&mut self, envelope: Envelope) {
+        let Envelope { to, epoch, message } = envelope;
+        self.out.send.push(Outgoing { to, epoch, message: PeerMessage::Consensus(message) });
+    }
+
+    pub(crate) fn send(&mut self, to: Slot, message: PeerMessage) {
+        self.out.send.push(Outgoing { to, epoch: self.core.config().epoch(), message });
+    }
+
+    /// Applies what is committed, up to a bound. Returns whether more is left.
+    fn apply_committed(&mut self, now: Moment) -> Result<bool, ReadError> {
+        let committed = self.core.committed().height;
+        for _ in 0..APPLY_BLOCKS {
+            let height = self.executor.applied().next();
+            if height > committed {
+                break;
+            }
+            let block = self.log.block(height)?;
+            let own = self.core.chain().at(height).expect("a committed block is on the chain");
+            assert!(block.hash() == own.hash, "the log holds another block at {height} than the chain");
+            let commands = block::decode_body(block.body()).expect("the body was checked when the block was decoded");
+            let applied = self.executor.apply(block.header(), block.hash(), &commands);
+            self.out.applied.push(AppliedBlock {
+                block: own,
+                digest: self.executor.digest(),
+                executed: applied.executed,
+                answered_from_table: applied.answered_from_table,
+            });
+            self.answer_block(height, own.hash, applied.outcomes);
+        }
+        let height = self.executor.applied();
+        self.log.forget_bodies(height);
+        let effects = self.core.step(now, Input::Applied { height, digest: self.executor.digest() });
+        self.absorb(effects);
+        Ok(height < committed)
+    }
+
+    /// Reads and sends what peers that lag asked for.
+    fn serve_blocks(&mut self) -> Result<(), ReadError> {
+        while let Some(Serve { to, after, upto, committed }) = self.serve.pop_front() {
+            let mut blocks = Vec::new();
+            let mut size = 0;
+            let mut height = after.next();
+            // The chain may have been replaced since the rules answered; the asker checks each hash.
+            while height <= upto.min(self.core.head().height) && size < SERVE_BYTES {
+                let block = self.log.block(height)?;
+                size += block.body().len();
+                blocks.push(block);
+                height = height.next();
+            }
+            self.send(to, PeerMessage::Consensus(Message::Fetched { after, blocks: Ok(blocks), committed }));
+        }
+        Ok(())
+    }
+
+    /// The leader, if it has been heard within the election time.
+    pub fn leader(&self, now: Moment) -> Option<Slot> {
+        match self.core.leader_heard() {
+            Some((heard, _)) if now.since(heard) > self.election => None,
+            Some(_) | None => self.core.leader(),
+        }
+    }
+
+    /// What this replica is and knows.
+    pub fn status(&self, now: Moment) -> Status {
+        let leader_heard = self.core.leader_heard();
+        Status {
+            slot: self.core.me(),
+            role: self.core.role(),
+            view: self.core.view(),
+            epoch: self.core.config().epoch(),
+            leader: self.leader(now),
+            head: self.core.head().height,
+            committed: self.core.committed().height,
+            applied: self.executor.applied(),
+            digest: self.executor.digest(),
+            leader_head: leader_heard.map(|(_, head)| head.height),
+            leader_silent_us: leader_heard.map(|(heard, _)| now.since(heard)),
+            voters: self
+                .core
+                .config()
+                .voters()
+                .iter()
+                .map(|(slot, replica)| {
+                    let progress = self.core.acknowledged(*slot, now);
+                    VoterStatus {
+                        slot: *slot,
+                        replica: *replica,
+                        acknowledged: progress.map(|(height, _)| height),
+                        connected: progress.is_some_and(|(_, connected)| connected),
+                    }
+                })
+                .collect(),
+            not_ready: self.not_ready(now),
+            requests: self.requests.open(),
+            queued_bytes: self.log.queued_bytes(),
+            machine: self.executor.stats(),
+        }
+    }
+
+    /// Why this replica should get no requests; none if it should: a voter, caught up within a window, that leads or has
+    /// heard its leader recently (DESIGN §8).
+    fn not_ready(&self, now: Moment) -> Option<String> {
+        let applied = self.executor.applied();
+        if self.core.role() == RoleName::Leader {
+            let proved = self.core.committed().view == self.core.view();
+            return (!proved)
+                .then(|| format!("leads view {}, whose first block is not committed yet", self.core.view()));
+        }
+        if self.leader(now).is_none() {
+            return Some("has heard no leader recently".to_owned());
+        }
+        let head = self.core.leader_heard().map_or(Height::ZERO, |(_, head)| head.height);
+        let lag = head.above(applied);
+        (lag > 2 * self.window).then(|| format!("lags {lag} blocks behind the leader"))
+    }
+}
+
+/// Whether `later` says all that `earlier` says.
+fn supersedes(later: &Envelope, earlier: &Envelope) -> bool {
+    match (&later.message, &earlier.message) {
+        (Message::Ack { view: new, .. }, Message::Ack { view: old, .. }) => later.to == earlier.to && new == old,
+        _ => false,
+    }
+}
+
+/// What a replica is and knows, at one moment.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// Its slot.
+    pub slot: Slot,
+    /// Its role in the current view.
+    pub role: RoleName,
+    /// The current view.
+    pub view: View,
+    /// The configuration in force.
+    pub epoch: Epoch,
+    /// The leader, if it was heard recently.
+    pub leader: Option<Slot>,
+    /// applied ≤ committed ≤ head.
+    pub head: Height,
+    /// What is known to be committed.
+    pub committed: Height,
+    /// What is applied.
+    pub applied: Height,
+    /// The rolling execution digest at `applied`.
+    pub digest: Digest,
+    /// The leader's head as last heard; none on the leader.
+    pub leader_head: Option<Height>,
+    /// Microseconds since the leader was heard; none on the leader.
+    pub leader_silent_us: Option<u64>,
+    /// All voters.
+    pub voters: Vec<VoterStatus>,
+    /// Why it should get no requests.
+    pub not_ready: Option<String>,
+    /// Client requests that are held.
+    pub requests: usize,
+    /// Bytes of blocks that wait for the disk.
+    pub queued_bytes: usize,
+    /// The state machine and its sessions.
+    pub machine: lockstep_machine::Stats,
+}
+
+/// A voter as this replica knows it.
+#[derive(Clone, Copy, Debug)]
+pub struct VoterStatus {
+    /// Its slot.
+    pub slot: Slot,
+    /// Its identity.
+    pub replica: ReplicaId,
+    /// On the leader: what it acknowledged.
+    pub acknowledged: Option<Height>,
+    /// On the leader: it answered recently.
+    pub connected: bool,
+}

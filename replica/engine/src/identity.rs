@@ -1,0 +1,184 @@
+//! Who a data directory is. Minted with the directory, never the pod's ordinal: an empty disk is a new replica (DESIGN §2.5).
+//!
+//! One small file, replaced whole: format version, replica id, number of starts, genesis or none, digest of all that. A
+//! directory that holds a log but no identity is refused: something was lost, and a fresh start would forget a promise.
+
+use bytes::Bytes;
+use lockstep_types::codec::{Reader, Writer};
+use lockstep_types::config::GenesisError;
+use lockstep_types::limits::FORMAT_VERSION;
+use lockstep_types::{DecodeError, Digest, Genesis, ReplicaId, ServiceId};
+use lockstep_wal::Disk;
+use thiserror::Error;
+
+/// Name of the file.
+pub const FILE: &str = "identity";
+
+/// Who this replica is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Random, minted with the directory.
+    pub replica: ReplicaId,
+    /// Starts so far, this one included; from 1. Peers refuse an identity whose count goes back (schedule M3).
+    pub boot: u64,
+    /// The service that this replica was born into, once it is known. Never another.
+    pub genesis: Option<Genesis>,
+}
+
+/// Why a data directory cannot be used.
+#[derive(Debug, Error)]
+pub enum IdentityError {
+    /// The disk failed.
+    #[error(
+        "failed to {action} file {FILE} in the data directory: {source}; check the volume, then restart the replica"
+    )]
+    Disk {
+        /// What was tried.
+        action: &'static str,
+        /// The disk's error.
+        source: std::io::Error,
+    },
+    /// The file does not hold what was written.
+    #[error(
+        "file {FILE} in the data directory is damaged: {why}; this replica must not start from it: \
+         restore nothing, give it an empty directory so that it joins as a new replica"
+    )]
+    Damaged {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The file was written by a later release.
+    #[error(
+        "file {FILE} in the data directory has format version {found}, this release reads up to {FORMAT_VERSION}; run a newer release"
+    )]
+    Newer {
+        /// Its version.
+        found: u16,
+    },
+    /// A log without the identity that wrote it.
+    #[error(
+        "the data directory holds a log ({file}) but no file {FILE}: it was lost or the directory is not Lockstep's; \
+         restore nothing, give this replica an empty directory so that it joins as a new replica"
+    )]
+    Lost {
+        /// One of the files found.
+        file: String,
+    },
+    /// Another genesis than the one this replica was born with.
+    #[error("this replica belongs to service {ours}; it refuses the genesis of {theirs}")]
+    OtherGenesis {
+        /// The service it belongs to.
+        ours: ServiceId,
+        /// The service that was offered.
+        theirs: ServiceId,
+    },
+    /// A genesis of the same service id that differs.
+    #[error("this replica has another genesis for service {service}; only the one recorded first is ever valid")]
+    Differs {
+        /// The service.
+        service: ServiceId,
+    },
+    /// A genesis that does not name this replica.
+    #[error("the genesis of service {service} does not name replica {replica}; its members are fixed")]
+    NotNamed {
+        /// The service.
+        service: ServiceId,
+        /// This replica.
+        replica: ReplicaId,
+    },
+    /// A genesis that no service can start from.
+    #[error(transparent)]
+    Invalid(#[from] GenesisError),
+}
+
+impl Identity {
+    /// Reads the identity of this directory, or mints one with `random` if the directory is empty, and counts the start.
+    ///
+    /// # Errors
+    /// A disk that fails, a damaged or lost identity, a later format. Nothing is changed then.
+    pub fn start(disk: &impl Disk, random: [u8; 16]) -> Result<Self, IdentityError> {
+        let files = disk.list().map_err(|source| IdentityError::Disk { action: "look for", source })?;
+        let mut identity = if files.iter().any(|file| file == FILE) {
+            Self::load(disk)?
+        } else if let Some(file) = files.iter().find(|file| file.ends_with(".wal")) {
+            return Err(IdentityError::Lost { file: file.clone() });
+        } else {
+            Identity { replica: ReplicaId::from_bytes(random), boot: 0, genesis: None }
+        };
+        identity.boot += 1;
+        identity.store(disk)?;
+        Ok(identity)
+    }
+
+    /// Takes the genesis on, once and for all. Returns whether it is new; the same one again changes nothing.
+    ///
+    /// # Errors
+    /// Another genesis than the one it has, one that does not name this replica, one that is not valid, a disk that fails.
+    pub fn adopt(&mut self, genesis: Genesis, disk: &impl Disk) -> Result<bool, IdentityError> {
+        match &self.genesis {
+            Some(ours) if *ours == genesis => return Ok(false),
+            Some(ours) if ours.service == genesis.service => {
+                return Err(IdentityError::Differs { service: genesis.service });
+            }
+            Some(ours) => return Err(IdentityError::OtherGenesis { ours: ours.service, theirs: genesis.service }),
+            None => {}
+        }
+        genesis.validate()?;
+        if !genesis.voters.contains(&self.replica) {
+            return Err(IdentityError::NotNamed { service: genesis.service, replica: self.replica });
+        }
+        let born = Identity { genesis: Some(genesis), ..self.clone() };
+        born.store(disk)?;
+        *self = born;
+        Ok(true)
+    }
+
+    fn store(&self, disk: &impl Disk) -> Result<(), IdentityError> {
+        let mut out = Writer::default();
+        out.u16(FORMAT_VERSION).raw(self.replica.as_bytes()).u64(self.boot);
+        match &self.genesis {
+            None => out.u8(0),
+            Some(genesis) => out.u8(1).bytes(&genesis.encode()),
+        };
+        let mut bytes = out.finish();
+        bytes.extend_from_slice(Digest::of(&bytes).as_bytes());
+        disk.replace(FILE, &bytes).map_err(|source| IdentityError::Disk { action: "write", source })
+    }
+
+    fn load(disk: &impl Disk) -> Result<Self, IdentityError> {
+        let read = || {
+            let len = usize::try_from(disk.len(FILE)?).map_err(std::io::Error::other)?;
+            let mut bytes = vec![0; len];
+            disk.read_at(FILE, 0, &mut bytes)?;
+            Ok(bytes)
+        };
+        let mut bytes = read().map_err(|source| IdentityError::Disk { action: "read", source })?;
+        let damaged = |why: &str| IdentityError::Damaged { why: why.to_owned() };
+        let Some(split) = bytes.len().checked_sub(32) else { return Err(damaged("it is too short")) };
+        let digest = bytes.split_off(split);
+        if Digest::of(&bytes).as_bytes()[..] != digest[..] {
+            return Err(damaged("its checksum does not match"));
+        }
+        Self::decode(Bytes::from(bytes)).map_err(|error| match error {
+            DecodeError::NewerVersion { found, .. } => IdentityError::Newer { found },
+            error => IdentityError::Damaged { why: error.to_string() },
+        })
+    }
+
+    fn decode(bytes: Bytes) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new(bytes);
+        let found = reader.u16("identity version")?;
+        if found > FORMAT_VERSION {
+            return Err(DecodeError::NewerVersion { what: "identity", found, known: FORMAT_VERSION });
+        }
+        let replica = reader.replica("replica id")?;
+        let boot = reader.u64("boot counter")?;
+        let genesis = match reader.u8("genesis flag")? {
+            0 => None,
+            1 => Some(Genesis::decode(reader.bytes("genesis")?)?),
+            tag => return Err(DecodeError::UnknownTag { what: "genesis flag", tag }),
+        };
+        reader.finish("identity")?;
+        Ok(Identity { replica, boot, genesis })
+    }
+}

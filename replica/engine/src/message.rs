@@ -1,0 +1,70 @@
+//! What replicas say to each other: the rules' messages, and what carries clients' requests to the leader.
+
+use std::fmt;
+
+use bytes::Bytes;
+use lockstep_consensus::Message;
+use lockstep_types::{Height, Outcome};
+
+/// A message between two replicas.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "most are messages of the rules")]
+pub enum PeerMessage {
+    /// A message of the rules.
+    Consensus(Message),
+    /// A client's command, for the leader to propose.
+    Forward {
+        /// Chosen by the sender; the same for a repeated attempt.
+        id: u64,
+        /// Canonical bytes.
+        command: Bytes,
+    },
+    /// The answer to a [`PeerMessage::Forward`].
+    ForwardReply {
+        /// As forwarded.
+        id: u64,
+        /// What became of it.
+        result: ForwardResult,
+    },
+    /// From which height on may reads that arrived before this be answered?
+    ReadIndex {
+        /// Chosen by the sender.
+        id: u64,
+    },
+    /// The answer to a [`PeerMessage::ReadIndex`].
+    ReadIndexReply {
+        /// As asked.
+        id: u64,
+        /// None: the receiver does not lead.
+        height: Option<Height>,
+    },
+}
+
+/// What became of a forwarded command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ForwardResult {
+    /// It was committed and applied.
+    Outcome(Outcome),
+    /// The receiver does not lead; it proposed nothing for this attempt.
+    NotLeader,
+    /// The receiver's queues are full; it proposed nothing for this attempt.
+    Overloaded,
+}
+
+impl fmt::Display for PeerMessage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PeerMessage::Consensus(message) => message.fmt(f),
+            PeerMessage::Forward { id, command } => write!(f, "Forward id={id} {}B", command.len()),
+            PeerMessage::ForwardReply { id, result: ForwardResult::Outcome(outcome) } => {
+                write!(f, "ForwardReply id={id} {outcome}")
+            }
+            PeerMessage::ForwardReply { id, result } => write!(f, "ForwardReply id={id} {result:?}"),
+            PeerMessage::ReadIndex { id } => write!(f, "ReadIndex id={id}"),
+            PeerMessage::ReadIndexReply { id, height: Some(height) } => {
+                write!(f, "ReadIndexReply id={id} height={height}")
+            }
+            PeerMessage::ReadIndexReply { id, height: None } => write!(f, "ReadIndexReply id={id} not leader"),
+        }
+    }
+}
