@@ -146,7 +146,8 @@ impl Replica {
         let left_for = recovered.timeout.map(|view| (view, RecordSeq::ZERO));
         // Who led, or was about to lead, its own current view never does so again (schedule S1): it starts as a follower of
         // itself and leaves with the first step.
-        let role = if view > View::ZERO && recovered.timeout == Some(view) && view.leader != me {
+        let waits = recovered.timeout == Some(view) && head.view < view;
+        let role = if waits && view.leader != me {
             // It promised to leave and found nothing since: its Timeout is sent again (schedule L3).
             Role::Candidate(Waiting::since(now))
         } else {

@@ -4,7 +4,7 @@
 //!
 //! | command | what it does |
 //! |---|---|
-//! | `voters N` | N new replicas, nothing elected |
+//! | `voters N [slow-disk=MS]` | N new replicas, nothing elected |
 //! | `time MS [rX …]` | lets time pass, then ticks these replicas, or all that run |
 //! | `propose rX WORD …` | one block per word |
 //! | `sync rX` | everything queued there is on the disk |
@@ -53,11 +53,12 @@ struct World {
     network: VecDeque<(Slot, Envelope)>,
     cuts: BTreeSet<(Slot, Slot)>,
     now: Moment,
+    options: Options,
     out: String,
 }
 
 impl World {
-    fn voters(&mut self, count: u8) {
+    fn voters(&mut self, count: u8, slow_disk: Option<u64>) {
         let genesis = Genesis {
             service: SERVICE,
             fault_model: FaultModel::Crash,
@@ -68,6 +69,8 @@ impl World {
         };
         *self =
             World { config: Some(genesis.configuration()), now: Moment::from_micros(1_000_000), ..World::default() };
+        self.options.window = 4;
+        self.options.slow_disk = slow_disk.map_or(self.options.slow_disk, |ms| ms * 1_000);
         for slot in (1..=count).map(|number| Slot::new(number.into())) {
             self.hosts.insert(slot, Host::default());
             self.restart(slot);
@@ -88,8 +91,7 @@ impl World {
                 Record::Promise(promise) => recovered.promise(*promise),
             }
         }
-        let options = Options { window: 4, ..Options::default() };
-        host.core = Some(Replica::start(SERVICE, config, slot, options, recovered, self.now));
+        host.core = Some(Replica::start(SERVICE, config, slot, self.options.clone(), recovered, self.now));
     }
 
     fn step(&mut self, slot: Slot, input: Input) {
@@ -224,7 +226,8 @@ impl Runner for World {
         match command.name.as_str() {
             "voters" => {
                 let count = args.next_pos().ok_or("how many?")?.parse()?;
-                self.voters(count);
+                let slow_disk = args.take_key("slow-disk").map(str::parse).transpose()?;
+                self.voters(count, slow_disk);
             }
             "time" => {
                 let ms: u64 = args.next_pos().ok_or("how long?")?.parse()?;
