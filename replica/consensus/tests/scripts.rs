@@ -350,14 +350,17 @@ fn rest<'a, 'b>(args: &'b mut goldenscript::ArgumentConsumer<'a>) -> impl Iterat
 
 #[test]
 fn scripts_run_as_written() {
+    // `tests/mutants` runs one script at a time, against rules with a line taken out.
+    let only = std::env::var("LOCKSTEP_SCRIPT").ok();
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("testscripts");
     let mut scripts: Vec<_> = std::fs::read_dir(&folder)
         .expect("the folder of scripts")
         .map(|entry| entry.expect("a script").path())
         .filter(|path| path.extension().is_none())
+        .filter(|path| only.as_ref().is_none_or(|only| path.ends_with(only)))
         .collect();
     scripts.sort();
-    assert!(scripts.len() >= 20, "only {} scripts in {}", scripts.len(), folder.display());
+    assert!(!scripts.is_empty(), "no script {only:?} in {}", folder.display());
     for script in scripts {
         println!("{}", script.display());
         goldenscript::run(&mut World::default(), &script)
