@@ -139,6 +139,9 @@ pub enum GenesisError {
         /// The identity.
         replica: ReplicaId,
     },
+    /// No session could ever be kept.
+    #[error("a service keeps at least 1 session, not 0")]
+    Sessions,
     /// A state machine that no release has.
     #[error("unknown state machine {machine:?}; this release has KeyValue")]
     Machine {
@@ -187,6 +190,9 @@ impl Genesis {
             if !seen.insert(*replica) {
                 return Err(GenesisError::Twice { replica: *replica });
             }
+        }
+        if self.sessions_max == 0 {
+            return Err(GenesisError::Sessions);
         }
         if !Self::MACHINES.contains(&self.machine.as_str()) {
             return Err(GenesisError::Machine { machine: self.machine.clone() });

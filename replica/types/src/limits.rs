@@ -15,5 +15,5 @@ pub const BLOCK_COMMANDS_MAX: usize = 4096;
 /// Blocks of its own view that a leader may have above what is committed (PROTOCOL §2).
 pub const WINDOW_BLOCKS: u64 = 16;
 
-/// Requests of one session in flight: a sequence number at or above `acknowledged + WINDOW` is refused.
+/// Requests of one session in flight: a sequence number above `acknowledged + SESSION_WINDOW` is refused.
 pub const SESSION_WINDOW: u64 = 64;
