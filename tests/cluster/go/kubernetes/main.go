@@ -28,11 +28,9 @@ import (
 var components = map[string]func() *cobra.Command{
 	"kube-apiserver":          kubeapiserver.NewAPIServerCommand,
 	"kube-controller-manager": kubecontrollermanager.NewControllerManagerCommand,
-	"kube-scheduler":          kubescheduler.NewSchedulerCommand,
 	"kube-proxy":              kubeproxy.NewProxyCommand,
-	"kubelet": func() *cobra.Command {
-		return kubelet.NewKubeletCommand(context.Background())
-	},
+	"kube-scheduler":          func() *cobra.Command { return kubescheduler.NewSchedulerCommand() },
+	"kubelet":                 func() *cobra.Command { return kubelet.NewKubeletCommand(context.Background()) },
 }
 
 func main() {

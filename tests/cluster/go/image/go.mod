@@ -1,0 +1,3 @@
+module lockstep.test/cluster/image
+
+go 1.25.0

@@ -1,0 +1,3 @@
+module lockstep.test/cluster/pause
+
+go 1.25.0
