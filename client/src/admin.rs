@@ -1,0 +1,182 @@
+//! Admin and health calls to one replica. Used by the operator, the command line and tests; no session, no retry.
+
+use std::error::Error as _;
+use std::future::Future;
+use std::time::Duration;
+
+use bytes::Bytes;
+use lockstep_types::{Genesis, ReplicaId};
+use lockstep_wire::v1::admin_client;
+use lockstep_wire::{ReplicaStatus, convert, limits, v1};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status};
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::{HealthCheckRequest, health_client};
+
+use crate::AdminError;
+use crate::endpoint;
+
+/// How long an admin or health call may take unless said otherwise.
+pub const ADMIN_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a hand-over may take unless said otherwise: an election with time to spare.
+pub const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Admin calls to the replica at one address. Cheap to clone; connects with the first call and again after a failure.
+#[derive(Clone, Debug)]
+pub struct AdminClient {
+    address: String,
+    channel: Channel,
+    token: Option<MetadataValue<Ascii>>,
+    timeout: Option<Duration>,
+}
+
+impl AdminClient {
+    /// A client of the replica at `address` (`host:port`), with the service's admin token if genesis or hand-over are called.
+    /// Does not wait for the connection.
+    ///
+    /// # Errors
+    /// [`AdminError::Other`] for an address that is not `host:port` or a token that is not printable ASCII. Must be called
+    /// within a Tokio runtime.
+    pub fn connect(address: &str, token: Option<&str>) -> Result<Self, AdminError> {
+        let other = |reason: String| AdminError::Other { address: address.to_owned(), reason };
+        let channel = endpoint::endpoint(address).map_err(other)?.connect_lazy();
+        let token = token
+            .map(|token| MetadataValue::try_from(format!("Bearer {}", token.trim())))
+            .transpose()
+            .map_err(|_| other("the admin token is not printable ASCII".to_owned()))?;
+        Ok(AdminClient { address: address.to_owned(), channel, token, timeout: None })
+    }
+
+    /// The same client with this limit on every call instead of [`ADMIN_TIMEOUT`] and [`HAND_OVER_TIMEOUT`].
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// The address as given.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// What the replica is and knows. It answers at once, whatever state the service is in.
+    ///
+    /// # Errors
+    /// See [`AdminError`].
+    pub async fn status(&self) -> Result<ReplicaStatus, AdminError> {
+        let mut client = self.client();
+        let request = self.request(v1::StatusRequest {});
+        let status = self.call(ADMIN_TIMEOUT, client.status(request)).await?;
+        ReplicaStatus::try_from(status).map_err(|error| self.other(format!("status makes no sense: {error}")))
+    }
+
+    /// Gives birth to the service, idempotently. False if the replica had this very genesis already.
+    ///
+    /// # Errors
+    /// See [`AdminError`]; `Refused` with `FailedPrecondition` if the replica has another genesis.
+    pub async fn genesis(&self, genesis: &Genesis) -> Result<bool, AdminError> {
+        let mut client = self.client();
+        let request = self.request(v1::GenesisRequest { genesis: Bytes::from(genesis.encode()) });
+        Ok(self.call(ADMIN_TIMEOUT, client.genesis(request)).await?.created)
+    }
+
+    /// Asks the leader to hand over to `target`, or to whichever voter is caught up best, and waits until another replica
+    /// leads. Gives the new leader.
+    ///
+    /// # Errors
+    /// See [`AdminError`].
+    pub async fn hand_over(&self, target: Option<ReplicaId>) -> Result<ReplicaId, AdminError> {
+        let mut client = self.client();
+        let target = target.map(|id| convert::id_bytes(id.as_bytes())).unwrap_or_default();
+        let request = self.request(v1::HandOverRequest { target });
+        let answer = self.call(HAND_OVER_TIMEOUT, client.hand_over(request)).await?;
+        convert::replica_id("leader_id", &answer.leader_id).map_err(|error| self.other(error.to_string()))
+    }
+
+    /// What the replica's health service says of the whole replica (service name ``).
+    ///
+    /// # Errors
+    /// See [`AdminError`].
+    pub async fn health(&self) -> Result<Health, AdminError> {
+        self.health_of("").await
+    }
+
+    /// What the replica's health service says of `service`.
+    ///
+    /// # Errors
+    /// See [`AdminError`]; `Refused` with `NotFound` for a service that the replica does not report on.
+    pub async fn health_of(&self, service: &str) -> Result<Health, AdminError> {
+        let mut client = health_client::HealthClient::new(self.channel.clone());
+        let request = Request::new(HealthCheckRequest { service: service.to_owned() });
+        let answer = self.call(ADMIN_TIMEOUT, client.check(request)).await?;
+        Ok(match answer.status() {
+            ServingStatus::Serving => Health::Serving,
+            ServingStatus::NotServing => Health::NotServing,
+            ServingStatus::Unknown | ServingStatus::ServiceUnknown => Health::Unknown,
+        })
+    }
+
+    fn client(&self) -> admin_client::AdminClient<Channel> {
+        admin_client::AdminClient::new(self.channel.clone())
+            .max_decoding_message_size(limits::FRAME_BYTES_MAX)
+            .max_encoding_message_size(limits::FRAME_BYTES_MAX)
+    }
+
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(token) = &self.token {
+            request.metadata_mut().insert("authorization", token.clone());
+        }
+        request
+    }
+
+    async fn call<T>(
+        &self,
+        default: Duration,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, AdminError> {
+        let timeout = self.timeout.unwrap_or(default);
+        match tokio::time::timeout(timeout, call).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(self.failed(&status)),
+            Err(_) => Err(AdminError::Unreachable {
+                address: self.address.clone(),
+                reason: format!("no answer within {timeout:?}"),
+            }),
+        }
+    }
+
+    /// A status that the transport made up carries its cause; one that the replica sent does not.
+    fn failed(&self, status: &Status) -> AdminError {
+        let address = self.address.clone();
+        match status.source() {
+            Some(cause) => AdminError::Unreachable { address, reason: endpoint::root_cause(cause) },
+            None => AdminError::Refused { address, code: status.code(), message: status.message().to_owned() },
+        }
+    }
+
+    fn other(&self, reason: String) -> AdminError {
+        AdminError::Other { address: self.address.clone(), reason }
+    }
+}
+
+/// What a health service says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Ready.
+    Serving,
+    /// Alive, not ready.
+    NotServing,
+    /// The service does not say.
+    Unknown,
+}
+
+/// Whether the replica at `address` is ready, by `grpc.health.v1`, within [`ADMIN_TIMEOUT`].
+///
+/// # Errors
+/// See [`AdminError`].
+pub async fn health(address: &str) -> Result<Health, AdminError> {
+    AdminClient::connect(address, None)?.health().await
+}

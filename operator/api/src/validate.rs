@@ -1,0 +1,227 @@
+//! The CRD's own rules, run without an API server.
+
+use std::sync::OnceLock;
+
+use kube::CustomResourceExt;
+use kube::core::cel::Validator;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::ReplicatedService;
+
+/// Checks `service` by the rules for a new resource.
+///
+/// # Errors
+/// What the API server would say, one text for each rule that is broken, in the order of the schema.
+pub fn validate(service: &ReplicatedService) -> Result<(), Vec<String>> {
+    check(service, None)
+}
+
+/// Checks `service` by the rules for a change from `old`.
+///
+/// # Errors
+/// As of [`validate`].
+pub fn validate_update(service: &ReplicatedService, old: &ReplicatedService) -> Result<(), Vec<String>> {
+    check(service, Some(old))
+}
+
+/// Reads a `ReplicatedService` from the YAML that a user would apply, and [`validate`]s it.
+///
+/// # Errors
+/// Texts that say what to do, as of [`validate`].
+pub fn parse(yaml: &str) -> Result<ReplicatedService, Vec<String>> {
+    let refusal = |error: serde_saphyr::Error| vec![format!("not a ReplicatedService: {error}")];
+    let types: Types = serde_saphyr::from_str(yaml).map_err(refusal)?;
+    let api_version = format!("{}/{}", crate::GROUP, crate::VERSION);
+    if types.api_version != api_version || types.kind != crate::KIND {
+        return Err(vec![format!("not a ReplicatedService: use apiVersion {api_version} and kind {}", crate::KIND)]);
+    }
+    let service: ReplicatedService = serde_saphyr::from_str(yaml).map_err(refusal)?;
+    validate(&service)?;
+    Ok(service)
+}
+
+fn check(service: &ReplicatedService, old: Option<&ReplicatedService>) -> Result<(), Vec<String>> {
+    let object = serde_json::to_value(service).map_err(|error| vec![error.to_string()])?;
+    let old = old.map(serde_json::to_value).transpose().map_err(|error| vec![error.to_string()])?;
+    Validator::new().validate(schema(), &object, old.as_ref()).map_err(|errors| {
+        errors
+            .into_vec()
+            .into_iter()
+            .map(|error| match error.field_path.as_str() {
+                "" => error.message,
+                path => format!("{path}: {}", error.message),
+            })
+            .collect()
+    })
+}
+
+fn schema() -> &'static Value {
+    static SCHEMA: OnceLock<Value> = OnceLock::new();
+    SCHEMA.get_or_init(|| {
+        let crd = serde_json::to_value(ReplicatedService::crd()).expect("the CRD serializes");
+        crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone()
+    })
+}
+
+/// What tells whether a document is meant for us at all.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Types {
+    #[serde(default)]
+    api_version: String,
+    #[serde(default)]
+    kind: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules;
+
+    /// What a user would write, with some lines changed.
+    fn yaml(changes: &[(&str, &str)]) -> String {
+        let mut text = include_str!("../../../examples/kv.yaml").to_owned();
+        for (from, to) in changes {
+            assert!(text.contains(from), "the example has no {from:?}");
+            text = text.replace(from, to);
+        }
+        text
+    }
+
+    fn refusals(changes: &[(&str, &str)]) -> Vec<String> {
+        parse(&yaml(changes)).expect_err("a refusal")
+    }
+
+    #[test]
+    fn example_as_shipped_is_accepted() {
+        let service = parse(&yaml(&[])).expect("the example");
+        assert_eq!(service.spec.replicas, 3);
+        assert_eq!(service.metadata.name.as_deref(), Some("kv"));
+    }
+
+    #[test]
+    fn service_with_unknown_machine_is_refused() {
+        assert_eq!(
+            refusals(&[("KeyValue", "Blockchain")]),
+            [format!("spec.stateMachine.builtin: {}", rules::MACHINE_KNOWN.1)]
+        );
+    }
+
+    #[test]
+    fn machine_rule_names_every_machine() {
+        let quoted: Vec<String> = crate::MACHINES.iter().map(|name| format!("'{name}'")).collect();
+        assert_eq!(rules::MACHINE_KNOWN.0, format!("self in [{}]", quoted.join(", ")));
+    }
+
+    #[test]
+    fn service_with_even_replicas_is_refused() {
+        for number in ["0", "2", "4", "6", "9", "-1"] {
+            assert_eq!(
+                refusals(&[("replicas: 3", &format!("replicas: {number}"))]),
+                [format!("spec.replicas: {}", rules::REPLICAS_ODD.1)]
+            );
+        }
+        for number in ["1", "5", "7"] {
+            parse(&yaml(&[("replicas: 3", &format!("replicas: {number}"))])).expect("an odd number");
+        }
+    }
+
+    #[test]
+    fn service_with_name_too_long_for_dns_is_refused() {
+        let name = "n".repeat(rules::NAME_MAX + 1);
+        assert_eq!(refusals(&[("name: kv", &format!("name: {name}"))]), [rules::NAME_LENGTH.1]);
+        let name = "n".repeat(rules::NAME_MAX);
+        parse(&yaml(&[("name: kv", &format!("name: {name}"))])).expect("a name that just fits");
+        assert_eq!(rules::NAME_LENGTH.0, format!("self.metadata.name.size() <= {}", rules::NAME_MAX));
+    }
+
+    #[test]
+    fn service_with_name_that_is_no_dns_label_is_refused() {
+        for name in ["a.b", "7up", "a-", "Config"] {
+            assert_eq!(refusals(&[("name: kv", &format!("name: {name}"))]), [rules::NAME_DNS.1], "{name}");
+        }
+    }
+
+    #[test]
+    fn service_with_unknown_fault_model_is_refused() {
+        let refusals = refusals(&[("Crash", "Byzantine")]);
+        assert!(refusals[0].contains("Byzantine") && refusals[0].contains("Crash"), "{refusals:?}");
+    }
+
+    #[test]
+    fn service_with_bad_size_is_refused() {
+        for size in ["lots", "0", "-1Gi", "''"] {
+            assert_eq!(
+                refusals(&[("1Gi", size)]),
+                [format!("spec.storage.size: {}", rules::SIZE_QUANTITY.1)],
+                "{size}"
+            );
+        }
+    }
+
+    #[test]
+    fn service_with_bad_service_id_is_refused() {
+        let changed = [("spec:", "spec:\n  serviceId: abc")];
+        assert_eq!(refusals(&changed), [format!("spec.serviceId: {}", rules::SERVICE_ID.1)]);
+    }
+
+    #[test]
+    fn service_with_reserved_pod_metadata_is_refused() {
+        let changed =
+            [("spec:", "spec:\n  pod: {labels: {app.kubernetes.io/name: x}, annotations: {lockstep.dev/x: y}}")];
+        assert_eq!(
+            refusals(&changed),
+            [format!("spec.pod: {}", rules::POD_LABELS.1), format!("spec.pod: {}", rules::POD_ANNOTATIONS.1)]
+        );
+    }
+
+    #[test]
+    fn another_kind_parsed_is_refused() {
+        let refusals = refusals(&[("ReplicatedService", "ReplicaSet")]);
+        assert_eq!(
+            refusals,
+            ["not a ReplicatedService: use apiVersion lockstep.dev/v1alpha1 and kind ReplicatedService"]
+        );
+    }
+
+    #[test]
+    fn update_of_what_the_genesis_fixed_is_refused() {
+        let old = parse(&yaml(&[])).expect("the example");
+        let update = |changes: &[(&str, &str)]| {
+            let new: ReplicatedService = serde_saphyr::from_str(&yaml(changes)).expect("YAML");
+            validate_update(&new, &old).expect_err("a refusal")
+        };
+        assert_eq!(update(&[("replicas: 3", "replicas: 5")]), [format!("spec.replicas: {}", rules::REPLICAS_FIXED.1)]);
+        assert_eq!(update(&[("1Gi", "512Mi")]), [format!("spec.storage.size: {}", rules::SIZE_GROWS.1)]);
+        assert_eq!(
+            update(&[("size: 1Gi", "size: 1Gi\n    storageClassName: fast")]),
+            [format!("spec.storage: {}", rules::STORAGE_CLASS_FIXED.1)]
+        );
+        assert!(update(&[("KeyValue", "Other")]).contains(&format!("spec.stateMachine: {}", rules::MACHINE_FIXED.1)));
+    }
+
+    #[test]
+    fn update_of_what_may_change_is_accepted() {
+        let old = parse(&yaml(&[])).expect("the example");
+        let new = parse(&yaml(&[("1Gi", "2Gi"), ("spec:", "spec:\n  logLevel: debug")])).expect("valid");
+        validate_update(&new, &old).expect("a change that may be");
+    }
+
+    #[test]
+    fn genesis_once_recorded_never_changes() {
+        let with_genesis = |genesis: Option<&str>| {
+            let mut service = parse(&yaml(&[])).expect("the example");
+            service.status = genesis.map(|genesis| crate::ReplicatedServiceStatus {
+                genesis: Some(genesis.to_owned()),
+                ..Default::default()
+            });
+            service
+        };
+        let (none, one, two) = (with_genesis(None), with_genesis(Some("01")), with_genesis(Some("02")));
+        validate_update(&one, &none).expect("recorded");
+        validate_update(&one, &one).expect("unchanged");
+        assert_eq!(validate_update(&two, &one), Err(vec![rules::GENESIS_ONCE.1.to_owned()]));
+        assert_eq!(validate_update(&none, &one), Err(vec![rules::GENESIS_ONCE.1.to_owned()]));
+    }
+}

@@ -1,0 +1,140 @@
+//! Doing what was decided, and nothing else. Every act can be repeated, by this process or by another one.
+
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
+use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
+use serde_json::{Value, json};
+
+use crate::build::{self, Desired, HASH, MANAGER};
+use crate::context::{Context, Error};
+use crate::decide::Action;
+use crate::observe::Seen;
+use crate::replicas;
+use crate::validate::Service;
+use crate::world::Token;
+
+/// An object as it stood right after our apply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settled {
+    hash: Option<String>,
+    version: String,
+}
+
+impl Settled {
+    /// The generation tells a change of the spec from one of the status, for kinds that have one.
+    pub fn of(object: &Value) -> Self {
+        let meta = &object["metadata"];
+        let version = match meta["generation"].as_i64() {
+            Some(generation) => format!("generation {generation}"),
+            None => meta["resourceVersion"].as_str().unwrap_or_default().to_owned(),
+        };
+        Settled { hash: meta["annotations"][HASH].as_str().map(str::to_owned), version }
+    }
+}
+
+/// Carries `action` out. Recording the genesis is not here: it is a write of the status, see [`report`](crate::report).
+pub async fn apply(
+    context: &Context,
+    service: &Service,
+    desired: &[Desired],
+    seen: &Seen,
+    action: &Action,
+) -> Result<(), Error> {
+    match action {
+        Action::CreateToken => create_token(context, service).await,
+        Action::Apply(stale) => {
+            let stale =
+                |wanted: &&Desired| stale.iter().any(|(kind, name, _)| (*kind, name) == (wanted.kind, &wanted.name));
+            for wanted in desired.iter().filter(stale) {
+                apply_object(context, service, wanted).await?;
+            }
+            Ok(())
+        }
+        Action::RecordGenesis { .. } => Ok(()),
+        Action::SendGenesis { genesis, targets } => {
+            let addresses: Vec<_> = targets.iter().filter_map(|target| seen.addresses.get(target).cloned()).collect();
+            replicas::send_genesis(&addresses, token(seen), genesis).await.map_err(Error::Replica)
+        }
+        Action::HandOver { leader, target, .. } => {
+            let Some(address) = seen.addresses.get(leader) else { return Ok(()) };
+            replicas::hand_over(address, token(seen), *target).await.map_err(Error::Replica)
+        }
+        Action::DeletePod { ordinal, uid, .. } => delete_pod(context, service, *ordinal, uid).await,
+        Action::GrowVolumes { claims } => {
+            for ordinal in claims {
+                grow_volume(context, service, *ordinal).await?;
+            }
+            Ok(())
+        }
+    }
+}
+
+fn token(seen: &Seen) -> &str {
+    match &seen.world.token {
+        Token::Present(token) => token.trim(),
+        Token::Missing | Token::Malformed => "",
+    }
+}
+
+async fn create_token(context: &Context, service: &Service) -> Result<(), Error> {
+    let token: String = rand::random::<[u8; 32]>().iter().map(|byte| format!("{byte:02x}")).collect();
+    let api: Api<Secret> = Api::namespaced(context.client.clone(), &service.namespace);
+    let parameters = PostParams { field_manager: Some(MANAGER.to_owned()), ..Default::default() };
+    context.metrics.write("Secret");
+    match api.create(&parameters, &build::token_secret(service, &token)).await {
+        Ok(_) => Ok(()),
+        // Another operator was faster; the next look takes its token.
+        Err(kube::Error::Api(error)) if error.code == 409 => Ok(()),
+        Err(error) => Err(Error::kube("failed to create the Secret")(error)),
+    }
+}
+
+async fn apply_object(context: &Context, service: &Service, wanted: &Desired) -> Result<(), Error> {
+    let Desired { kind, name, resource, object } = wanted;
+    let api: Api<DynamicObject> = Api::namespaced_with(context.client.clone(), &service.namespace, resource);
+    context.metrics.write(kind);
+    let applied = api
+        .patch(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(object))
+        .await
+        .map_err(Error::kube(&format!("failed to apply {kind} {name}")))?;
+    let applied = serde_json::to_value(applied).unwrap_or_default();
+    let key = (service.owner.uid.clone(), *kind, name.clone());
+    context.settled.lock().expect("never poisoned").insert(key, Settled::of(&applied));
+    Ok(())
+}
+
+async fn delete_pod(context: &Context, service: &Service, ordinal: usize, uid: &str) -> Result<(), Error> {
+    let name = service.pod_name(ordinal);
+    let api: Api<Pod> = Api::namespaced(context.client.clone(), &service.namespace);
+    // The very pod that was judged, or none.
+    let preconditions = Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None });
+    context.metrics.write("Pod");
+    match api.delete(&name, &DeleteParams { preconditions, ..Default::default() }).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(error)) if matches!(error.code, 404 | 409) => Ok(()),
+        Err(error) => Err(Error::kube(&format!("failed to delete pod {name}"))(error)),
+    }
+}
+
+async fn grow_volume(context: &Context, service: &Service, ordinal: usize) -> Result<(), Error> {
+    let name = service.claim_name(ordinal);
+    let api: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), &service.namespace);
+    let patch = json!({ "spec": { "resources": { "requests": { "storage": service.size } } } });
+    let parameters = PatchParams { field_manager: Some(MANAGER.to_owned()), ..Default::default() };
+    context.metrics.write("PersistentVolumeClaim");
+    api.patch(&name, &parameters, &Patch::Merge(patch))
+        .await
+        .map(|_| ())
+        .map_err(Error::kube(&format!("failed to grow volume claim {name}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn object_settled_by_its_generation_ignores_its_status() {
+        let object = |version: &str, generation: i64| json!({"metadata": {"generation": generation, "resourceVersion": version}});
+        assert_eq!(Settled::of(&object("1", 1)), Settled::of(&object("2", 1)));
+        assert_ne!(Settled::of(&object("1", 1)), Settled::of(&object("2", 2)));
+    }
+}

@@ -1,0 +1,224 @@
+//! From a [`Service`] to the objects that it needs. Pure: no client, no clock, the same objects for the same service.
+//!
+//! All are named after the resource, labelled alike, and go with it by owner references. The claims are the StatefulSet's, so
+//! they stay unless its retention policy says otherwise.
+
+mod network;
+mod pod;
+mod set;
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Secret, Service as KubernetesService, ServiceAccount};
+use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use k8s_openapi::{ByteString, Metadata, Resource};
+use kube::core::ApiResource;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::drift;
+use crate::validate::Service;
+
+pub use pod::{CLIENT_PORT, TOKEN_KEY};
+pub use set::template_size;
+
+/// Who applies, creates and deletes. Also the value of the label `app.kubernetes.io/managed-by`.
+pub const MANAGER: &str = "lockstep-operator";
+/// The annotation that holds the hash of the object as built. Tells a field that is no longer wanted from one of others.
+pub const HASH: &str = "lockstep.dev/built-hash";
+
+/// All objects of one service but the Secret, which is created once and never applied.
+#[derive(Clone, Debug)]
+pub struct Objects {
+    account: ServiceAccount,
+    peers: KubernetesService,
+    clients: KubernetesService,
+    budget: Option<PodDisruptionBudget>,
+    set: k8s_openapi::api::apps::v1::StatefulSet,
+}
+
+/// One object as it shall be, ready to be compared or applied.
+#[derive(Clone, Debug)]
+pub struct Desired {
+    /// Its kind.
+    pub kind: &'static str,
+    /// Its name.
+    pub name: String,
+    /// How to reach its kind.
+    pub resource: ApiResource,
+    /// The object, with its hash.
+    pub object: Value,
+}
+
+impl Objects {
+    /// In the order in which they are applied: the pods name what comes first.
+    pub fn desired(&self) -> Vec<Desired> {
+        let Objects { account, peers, clients, budget, set } = self;
+        let mut desired = vec![erase(account), erase(peers), erase(clients)];
+        desired.extend(budget.as_ref().map(erase));
+        // The set comes last: its pods need the account and their DNS names when they start.
+        desired.push(erase(set));
+        desired
+    }
+}
+
+/// Builds all objects. `existing` is the StatefulSet as it stands: the size in its claim template cannot change.
+pub fn build(service: &Service, existing: Option<&Value>) -> Objects {
+    let template = existing.and_then(template_size).unwrap_or_else(|| service.size.clone());
+    Objects {
+        account: account(service),
+        peers: network::peers(service),
+        clients: network::clients(service),
+        budget: budget(service),
+        set: set::stateful_set(service, &template),
+    }
+}
+
+/// The Secret with a fresh admin token.
+pub fn token_secret(service: &Service, token: &str) -> Secret {
+    Secret {
+        metadata: meta(service, service.token_name()),
+        data: Some(BTreeMap::from([(TOKEN_KEY.to_owned(), ByteString(token.as_bytes().to_vec()))])),
+        immutable: Some(true),
+        type_: Some("Opaque".to_owned()),
+        ..Default::default()
+    }
+}
+
+/// The labels of every object of the service.
+pub fn labels(service: &Service) -> BTreeMap<String, String> {
+    let mut labels = selector(&service.name);
+    labels.insert("app.kubernetes.io/managed-by".to_owned(), MANAGER.to_owned());
+    labels
+}
+
+/// The labels that select the pods and claims of the service. Never changes: a StatefulSet's selector cannot.
+pub fn selector(name: &str) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        ("app.kubernetes.io/name".to_owned(), "lockstep".to_owned()),
+        ("app.kubernetes.io/instance".to_owned(), name.to_owned()),
+        ("app.kubernetes.io/component".to_owned(), "replica".to_owned()),
+    ])
+}
+
+/// The same in the form that the API takes.
+pub fn selector_text(name: &str) -> String {
+    selector(name).iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+}
+
+fn label_selector(service: &Service) -> LabelSelector {
+    LabelSelector { match_labels: Some(selector(&service.name)), match_expressions: None }
+}
+
+fn meta(service: &Service, name: String) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name),
+        namespace: Some(service.namespace.clone()),
+        labels: Some(labels(service)),
+        owner_references: Some(vec![service.owner.clone()]),
+        ..Default::default()
+    }
+}
+
+/// The pods' account has no rights at all, and no token is mounted: it only keeps them off the namespace's default account.
+fn account(service: &Service) -> ServiceAccount {
+    ServiceAccount {
+        metadata: meta(service, service.name.clone()),
+        automount_service_account_token: Some(false),
+        ..Default::default()
+    }
+}
+
+/// Evictions leave a quorum. None for a single replica: it tolerates no loss anyway, and must not block a drain for good.
+fn budget(service: &Service) -> Option<PodDisruptionBudget> {
+    (service.replicas > 1).then(|| PodDisruptionBudget {
+        metadata: meta(service, service.name.clone()),
+        spec: Some(PodDisruptionBudgetSpec {
+            min_available: Some(IntOrString::Int(int(service.quorum()))),
+            selector: Some(label_selector(service)),
+            ..Default::default()
+        }),
+        status: None,
+    })
+}
+
+fn int(number: usize) -> i32 {
+    i32::try_from(number).expect("at most seven replicas")
+}
+
+fn erase<K>(object: &K) -> Desired
+where
+    K: Resource + Metadata<Ty = ObjectMeta> + Serialize + kube::Resource<DynamicType = ()>,
+{
+    let mut value = serde_json::to_value(object).expect("a Kubernetes object serializes");
+    let hash = drift::hash(&value);
+    value["metadata"]["annotations"][HASH] = Value::String(hash);
+    Desired {
+        kind: <K as Resource>::KIND,
+        name: Metadata::metadata(object).name.clone().unwrap_or_default(),
+        resource: ApiResource::erase::<K>(&()),
+        object: value,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::validate::tests::{example, service};
+
+    fn single() -> Service {
+        service(&include_str!("../../examples/kv.yaml").replace("replicas: 3", "replicas: 1"))
+    }
+
+    #[test]
+    fn objects_built_twice_are_equal() {
+        let (first, second) = (build(&example(), None).desired(), build(&example(), None).desired());
+        let objects = |desired: Vec<Desired>| desired.into_iter().map(|d| d.object).collect::<Vec<_>>();
+        assert_eq!(objects(first), objects(second));
+    }
+
+    #[test]
+    fn objects_all_go_with_the_resource_and_carry_its_labels() {
+        for Desired { kind, object, .. } in build(&example(), None).desired() {
+            assert_eq!(object["metadata"]["namespace"], "apps", "{kind}");
+            let owner = &object["metadata"]["ownerReferences"][0];
+            assert_eq!(owner["kind"], "ReplicatedService", "{kind}");
+            assert_eq!(owner["controller"], true, "{kind}");
+            assert_eq!(object["metadata"]["labels"]["app.kubernetes.io/instance"], "kv", "{kind}");
+            assert!(object["metadata"]["annotations"][HASH].is_string(), "{kind}");
+        }
+    }
+
+    #[test]
+    fn objects_listed_have_the_set_last() {
+        let kinds: Vec<_> = build(&example(), None).desired().iter().map(|d| (d.kind, d.name.clone())).collect();
+        let expected = [
+            ("ServiceAccount", "kv"),
+            ("Service", "kv-peers"),
+            ("Service", "kv"),
+            ("PodDisruptionBudget", "kv"),
+            ("StatefulSet", "kv"),
+        ];
+        assert_eq!(kinds, expected.map(|(kind, name)| (kind, name.to_owned())));
+    }
+
+    #[test]
+    fn budget_of_three_keeps_two() {
+        let budget = budget(&example()).and_then(|budget| budget.spec).expect("a budget");
+        assert_eq!(budget.min_available, Some(IntOrString::Int(2)));
+        assert_eq!(budget.selector.and_then(|s| s.match_labels), Some(selector("kv")));
+    }
+
+    #[test]
+    fn budget_of_one_is_absent() {
+        assert!(budget(&single()).is_none());
+        assert_eq!(build(&single(), None).desired().len(), 4);
+    }
+
+    #[test]
+    fn account_of_the_pods_mounts_no_token() {
+        assert_eq!(account(&example()).automount_service_account_token, Some(false));
+    }
+}

@@ -1,0 +1,362 @@
+//! From what was seen and decided to the status. Pure, and quiet: the same world gives the same status, to the byte.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use lockstep_api::ReplicatedServiceStatus;
+use lockstep_api::status::{Member, Operation, OperationKind};
+use lockstep_types::Genesis;
+
+use crate::build;
+use crate::decide::{Action, Decision, Wait};
+use crate::validate::{Invalid, Service, write_genesis};
+use crate::world::World;
+
+/// All replicas are up to date and ready.
+pub const READY: &str = "Ready";
+/// Requests commit.
+pub const AVAILABLE: &str = "Available";
+/// One more replica may fail.
+pub const FAULT_TOLERANT: &str = "FaultTolerant";
+/// The operator is changing something.
+pub const PROGRESSING: &str = "Progressing";
+/// Something is wrong, and a human may have to choose.
+pub const DEGRADED: &str = "Degraded";
+
+/// The reason of a failed act.
+pub const FAILED: &str = "ActionFailed";
+
+/// The status of `service` after `decision`. `failure` is what the last act ended with, if it failed.
+pub fn status(
+    service: &Service,
+    world: &World,
+    decision: &Decision,
+    failure: Option<&str>,
+    now: &Time,
+) -> ReplicatedServiceStatus {
+    let previous = &service.status;
+    let genesis = match decision {
+        Decision::Act(Action::RecordGenesis { genesis, .. }) => Some(genesis),
+        _ => service.recorded.as_ref(),
+    };
+    let ready = genesis.map_or(0, |genesis| world.ready(genesis));
+    let mut list = List { previous: &previous.conditions, generation: service.generation, now, conditions: vec![] };
+    conditions(&mut list, service, world, decision, failure, genesis, ready);
+    ReplicatedServiceStatus {
+        observed_generation: service.generation,
+        replicas: count(world.pods.len()),
+        ready_replicas: count(ready),
+        selector: Some(build::selector_text(&service.name)),
+        service_id: genesis.map(|genesis| genesis.service.to_string()),
+        genesis: genesis.map(write_genesis),
+        leader: genesis.and_then(|genesis| world.leader(genesis)).map(|ordinal| service.pod_name(ordinal)),
+        members: genesis.map(|genesis| members(service, world, genesis)).unwrap_or_default(),
+        operation: operation(service, decision, genesis.is_some()),
+        conditions: list.conditions,
+    }
+}
+
+/// The status of a resource that makes no sense: what is known stays, and the conditions say what is wrong.
+pub fn invalid(
+    previous: &ReplicatedServiceStatus,
+    generation: Option<i64>,
+    invalid: &Invalid,
+    now: &Time,
+) -> ReplicatedServiceStatus {
+    let mut list = List { previous: &previous.conditions, generation, now, conditions: vec![] };
+    let text = invalid.to_string();
+    list.push(READY, false, invalid.reason(), &text);
+    for type_ in [AVAILABLE, FAULT_TOLERANT] {
+        // The replicas go on without the operator; nobody looked at them.
+        list.conditions.extend(previous.condition(type_).cloned());
+    }
+    list.push(PROGRESSING, false, invalid.reason(), "waiting for a change of the resource");
+    list.push(DEGRADED, true, invalid.reason(), &text);
+    ReplicatedServiceStatus { observed_generation: generation, conditions: list.conditions, ..previous.clone() }
+}
+
+fn conditions(
+    list: &mut List<'_>,
+    service: &Service,
+    world: &World,
+    decision: &Decision,
+    failure: Option<&str>,
+    genesis: Option<&Genesis>,
+    ready: usize,
+) {
+    let (n, quorum) = (service.replicas, service.quorum());
+    let (reason, message) = match decision {
+        Decision::Act(action) => action.progress(service),
+        Decision::Wait(wait) => (wait.reason(), wait.describe(service)),
+        Decision::Refuse(refusal) => (refusal.reason(), refusal.describe(service)),
+        Decision::Converged => ("Converged", "nothing to do".to_owned()),
+    };
+    let (reason, message) = match (failure, decision) {
+        (Some(failure), Decision::Act(_)) => (FAILED, failure.to_owned()),
+        _ => (reason, message),
+    };
+
+    let refused = matches!(decision, Decision::Refuse(_));
+    if ready == n && world.outdated().is_empty() && !refused {
+        list.push(READY, true, "AllReplicasReady", &format!("all {n} replicas are ready"));
+    } else {
+        list.push(READY, false, reason, &message);
+    }
+
+    let of = format!("{ready} of {n} replicas are ready");
+    match genesis {
+        None => {
+            list.push(AVAILABLE, false, "NoGenesis", "the service is not born yet");
+            list.push(FAULT_TOLERANT, false, "NoGenesis", "the service is not born yet");
+        }
+        Some(_) => {
+            if ready >= quorum {
+                list.push(AVAILABLE, true, "QuorumReady", &format!("{of}; {quorum} are enough"));
+            } else {
+                list.push(AVAILABLE, false, "NoQuorum", &format!("{of}; {quorum} are needed"));
+            }
+            if n == 1 {
+                list.push(FAULT_TOLERANT, false, "SingleReplica", "a single replica survives no failure");
+            } else if ready > quorum {
+                let spare = ready - quorum;
+                list.push(FAULT_TOLERANT, true, "SpareReplicas", &format!("{of}; {spare} more may fail"));
+            } else {
+                list.push(FAULT_TOLERANT, false, "NoSpareReplica", &format!("{of}; none may fail"));
+            }
+        }
+    }
+
+    let failed = reason == FAILED;
+    match decision {
+        Decision::Act(_) => list.push(PROGRESSING, true, reason, &message),
+        Decision::Wait(Wait::NotReady(_)) => list.push(PROGRESSING, false, reason, "nothing for the operator to do"),
+        Decision::Wait(_) => list.push(PROGRESSING, true, reason, &message),
+        Decision::Refuse(_) => list.push(PROGRESSING, false, reason, "waiting for a choice"),
+        Decision::Converged => list.push(PROGRESSING, false, reason, &message),
+    }
+    let stuck = world.pods.values().any(|pod| pod.stuck.is_some() && pod.replica.is_none());
+    match decision {
+        Decision::Refuse(_) | Decision::Wait(Wait::NotReady(_)) => list.push(DEGRADED, true, reason, &message),
+        Decision::Act(_) if failed => list.push(DEGRADED, true, reason, &message),
+        Decision::Wait(_) if stuck => list.push(DEGRADED, true, "PodsStuck", &message),
+        Decision::Act(_) | Decision::Wait(_) | Decision::Converged => {
+            list.push(DEGRADED, false, "AsExpected", "nothing is wrong");
+        }
+    }
+}
+
+fn members(service: &Service, world: &World, genesis: &Genesis) -> Vec<Member> {
+    let configuration = genesis.configuration();
+    configuration
+        .voters()
+        .iter()
+        .map(|(slot, id)| {
+            let replica_id = id.to_string();
+            let seen = world.replicas().find(|(_, replica)| replica.id == *id).map(|(at, _)| service.pod_name(at));
+            // A replica that does not answer right now is still where it was.
+            let before = service.status.members.iter().find(|member| member.replica_id == replica_id);
+            let pod = seen.or_else(|| before.and_then(|member| member.pod.clone()));
+            Member { pod, slot: i64::from(slot.get()), replica_id }
+        })
+        .collect()
+}
+
+fn operation(service: &Service, decision: &Decision, born: bool) -> Option<Operation> {
+    let plain = |kind, waiting_for| Some(Operation { kind, target: None, waiting_for });
+    match decision {
+        Decision::Act(Action::HandOver { leader: ordinal, .. } | Action::DeletePod { ordinal, .. }) if born => {
+            let target = Some(service.pod_name(*ordinal));
+            Some(Operation { kind: OperationKind::Roll, target, waiting_for: None })
+        }
+        Decision::Act(Action::GrowVolumes { .. }) => plain(OperationKind::GrowVolumes, None),
+        Decision::Act(Action::RecordGenesis { .. } | Action::SendGenesis { .. }) => {
+            plain(OperationKind::Bootstrap, None)
+        }
+        Decision::Act(_) if !born => plain(OperationKind::Bootstrap, None),
+        Decision::Act(_) => None,
+        Decision::Wait(wait) => {
+            let kind = match wait {
+                _ if !born => OperationKind::Bootstrap,
+                Wait::Rolling(_) | Wait::NoLeader => OperationKind::Roll,
+                _ => OperationKind::Recover,
+            };
+            plain(kind, Some(wait.describe(service)))
+        }
+        Decision::Refuse(_) | Decision::Converged => None,
+    }
+}
+
+/// Conditions in the making. A transition time changes only with the status itself.
+struct List<'a> {
+    previous: &'a [Condition],
+    generation: Option<i64>,
+    now: &'a Time,
+    conditions: Vec<Condition>,
+}
+
+impl List<'_> {
+    fn push(&mut self, type_: &str, holds: bool, reason: &str, message: &str) {
+        let status = if holds { "True" } else { "False" }.to_owned();
+        let before = self.previous.iter().find(|condition| condition.type_ == type_ && condition.status == status);
+        self.conditions.push(Condition {
+            type_: type_.to_owned(),
+            last_transition_time: before.map_or_else(|| self.now.clone(), |c| c.last_transition_time.clone()),
+            message: message.to_owned(),
+            observed_generation: self.generation,
+            reason: reason.to_owned(),
+            status,
+        });
+    }
+}
+
+fn count(number: usize) -> i32 {
+    i32::try_from(number).unwrap_or(i32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use k8s_openapi::jiff::Timestamp;
+    use lockstep_types::{ReplicaId, Slot, View};
+
+    use super::*;
+    use crate::decide::Refusal;
+    use crate::validate::tests::{example, genesis};
+    use crate::world::{Pod, Replica, Set};
+
+    fn at(second: i64) -> Time {
+        Time(Timestamp::from_second(second).expect("a time"))
+    }
+
+    /// Three pods, the first of which leads; `ready` of them are.
+    fn world(ready: usize) -> World {
+        let pod = |ordinal: usize| Pod {
+            uid: format!("uid-{ordinal}"),
+            revision: "new".into(),
+            terminating: false,
+            stuck: None,
+            replica: Some(Replica {
+                id: ReplicaId::from_bytes([u8::try_from(ordinal).expect("small") + 1; 16]),
+                service: Some(genesis(3).service),
+                genesis: None,
+                leads: ordinal == 0,
+                view: View::new(1, Slot::new(1)),
+                not_ready: (ordinal >= ready).then(|| "no leader heard".into()),
+            }),
+        };
+        World {
+            set: Some(Set { update_revision: "new".into(), up_to_date: true }),
+            pods: (0..3).map(|ordinal| (ordinal, pod(ordinal))).collect::<BTreeMap<_, _>>(),
+            ..Default::default()
+        }
+    }
+
+    fn born() -> Service {
+        Service { recorded: Some(genesis(3)), ..example() }
+    }
+
+    fn summary(status: &ReplicatedServiceStatus) -> String {
+        let one = |c: &Condition| format!("{}={}", c.type_, &c.status[..1]);
+        status.conditions.iter().map(one).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn converged_service_is_ready_and_names_leader_and_members() {
+        let status = status(&born(), &world(3), &Decision::Converged, None, &at(1));
+        assert_eq!(summary(&status), "Ready=T Available=T FaultTolerant=T Progressing=F Degraded=F");
+        assert_eq!(status.leader.as_deref(), Some("kv-0"));
+        assert_eq!(status.service_id, Some("09".repeat(16)));
+        let members: Vec<_> = status.members.iter().map(|m| (m.pod.clone().expect("a pod"), m.slot)).collect();
+        assert_eq!(members, [("kv-0".into(), 1), ("kv-1".into(), 2), ("kv-2".into(), 3)]);
+        assert_eq!(status.selector.as_deref(), Some(build::selector_text("kv").as_str()));
+        assert_eq!(status.operation, None);
+    }
+
+    #[test]
+    fn same_world_seen_later_gives_the_same_status() {
+        let mut service = born();
+        let first = status(&service, &world(3), &Decision::Converged, None, &at(1));
+        service.status = first.clone();
+        assert_eq!(status(&service, &world(3), &Decision::Converged, None, &at(99)), first);
+    }
+
+    #[test]
+    fn transition_time_changes_only_with_the_status_of_its_condition() {
+        let mut service = born();
+        service.status = status(&service, &world(3), &Decision::Converged, None, &at(1));
+        let wait = Decision::Wait(Wait::NotReady(vec![(2, None)]));
+        let later = status(&service, &world(2), &wait, None, &at(99));
+        assert_eq!(summary(&later), "Ready=F Available=T FaultTolerant=F Progressing=F Degraded=T");
+        let time = |type_: &str| later.condition(type_).map(|c| c.last_transition_time.clone());
+        assert_eq!(time(READY), Some(at(99)));
+        assert_eq!(time(AVAILABLE), Some(at(1)));
+    }
+
+    #[test]
+    fn replica_that_does_not_answer_stays_a_member_where_it_was() {
+        let mut service = born();
+        service.status = status(&service, &world(3), &Decision::Converged, None, &at(1));
+        let mut silent = world(3);
+        silent.pods.get_mut(&1).expect("a pod").replica = None;
+        let wait = Decision::Wait(Wait::NotReady(vec![(1, None)]));
+        assert_eq!(status(&service, &silent, &wait, None, &at(2)).members, service.status.members);
+    }
+
+    #[test]
+    fn lost_quorum_is_not_available() {
+        let wait = Decision::Wait(Wait::NotReady(vec![(1, None), (2, None)]));
+        let status = status(&born(), &world(1), &wait, None, &at(1));
+        assert_eq!(summary(&status), "Ready=F Available=F FaultTolerant=F Progressing=F Degraded=T");
+        assert_eq!(status.operation.map(|operation| operation.kind), Some(OperationKind::Recover));
+    }
+
+    #[test]
+    fn genesis_about_to_be_recorded_stands_in_the_status() {
+        let decision = Decision::Act(Action::RecordGenesis { genesis: genesis(3), adopted: false });
+        let status = status(&example(), &world(0), &decision, None, &at(1));
+        assert_eq!(status.genesis, Some(write_genesis(&genesis(3))));
+        assert_eq!(summary(&status), "Ready=F Available=F FaultTolerant=F Progressing=T Degraded=F");
+    }
+
+    #[test]
+    fn genesis_once_recorded_stays_whatever_is_decided() {
+        let decisions = [
+            Decision::Converged,
+            Decision::Wait(Wait::Kubernetes),
+            Decision::Refuse(Refusal::TokenMalformed),
+            Decision::Act(Action::CreateToken),
+        ];
+        for decision in decisions {
+            let status = status(&born(), &World::default(), &decision, None, &at(1));
+            assert_eq!(status.genesis, Some(write_genesis(&genesis(3))), "{decision}");
+        }
+    }
+
+    #[test]
+    fn refusal_is_degraded_with_the_choices() {
+        let decision = Decision::Refuse(Refusal::ReplicaLost { pods: vec![2] });
+        let status = status(&born(), &world(2), &decision, None, &at(1));
+        assert_eq!(summary(&status), "Ready=F Available=T FaultTolerant=F Progressing=F Degraded=T");
+        let degraded = status.condition(DEGRADED).expect("a condition");
+        assert_eq!(degraded.reason, "ReplicaLost");
+        assert!(degraded.message.contains("data-kv-2"), "{}", degraded.message);
+    }
+
+    #[test]
+    fn failed_act_is_degraded_with_the_reason_until_it_succeeds() {
+        let decision = Decision::Act(Action::GrowVolumes { claims: vec![0] });
+        let status = status(&born(), &world(3), &decision, Some("forbidden"), &at(1));
+        assert_eq!(summary(&status), "Ready=T Available=T FaultTolerant=T Progressing=T Degraded=T");
+        assert_eq!(status.condition(DEGRADED).map(|c| c.message.as_str()), Some("forbidden"));
+    }
+
+    #[test]
+    fn resource_gone_wrong_keeps_its_genesis() {
+        let service = born();
+        let previous = status(&service, &world(3), &Decision::Converged, None, &at(1));
+        let wrong = Invalid::Spec(vec!["no".into()]);
+        let status = invalid(&previous, Some(2), &wrong, &at(2));
+        assert_eq!((&status.genesis, &status.members), (&previous.genesis, &previous.members));
+        assert_eq!(summary(&status), "Ready=F Available=T FaultTolerant=T Progressing=F Degraded=T");
+        assert_eq!(status.observed_generation, Some(2));
+    }
+}

@@ -1,0 +1,185 @@
+//! What the operator will not do, and what a human can choose. Every text names the choices.
+
+use lockstep_types::{Genesis, ReplicaId, ServiceId};
+
+use crate::validate::Service;
+
+/// A named refusal. Stands until the world or the resource changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// An object of a name that we need belongs to somebody else.
+    NameTaken {
+        /// Its kind.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// The Secret has no token.
+    TokenMalformed,
+    /// Volumes of an earlier service, and nobody said that they shall be adopted.
+    VolumesFromAnotherService {
+        /// Ordinals and the services on their volumes.
+        found: Vec<(usize, ServiceId)>,
+    },
+    /// `spec.serviceId` names one service, the volumes hold another.
+    AdoptsAnother {
+        /// The one named.
+        wanted: ServiceId,
+        /// Ordinals and the services on their volumes.
+        found: Vec<(usize, ServiceId)>,
+    },
+    /// `spec.serviceId` names a service of which the volumes know nothing.
+    AdoptsNothing {
+        /// The one named.
+        wanted: ServiceId,
+    },
+    /// The kept service is not of the shape that the resource asks for.
+    AdoptsDifferent {
+        /// Its genesis.
+        genesis: Genesis,
+    },
+    /// Less than a quorum of the kept service is left.
+    AdoptsTooFew {
+        /// The one named.
+        wanted: ServiceId,
+        /// Voters found.
+        present: usize,
+        /// Voters needed.
+        quorum: usize,
+    },
+    /// `spec.serviceId` names another service than the one that this resource is.
+    IsAnother {
+        /// The one named.
+        wanted: ServiceId,
+        /// The one recorded.
+        recorded: ServiceId,
+    },
+    /// A volume of another service in the place of one of ours.
+    ForeignVolume {
+        /// Ordinals and the services on their volumes.
+        found: Vec<(usize, ServiceId)>,
+    },
+    /// Two volumes with one identity.
+    ClonedVolume {
+        /// Their ordinals.
+        pods: [usize; 2],
+        /// The identity.
+        replica: ReplicaId,
+    },
+    /// A voter's disk is gone; what runs in its pod is a new replica, which must not vote in its place.
+    ReplicaLost {
+        /// Ordinals of the new ones.
+        pods: Vec<usize>,
+    },
+}
+
+impl Refusal {
+    /// The reason in events and conditions.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Refusal::NameTaken { .. } => "NameTaken",
+            Refusal::TokenMalformed => "TokenMalformed",
+            Refusal::VolumesFromAnotherService { .. } => "VolumesFromAnotherService",
+            Refusal::AdoptsAnother { .. } => "AdoptsAnotherService",
+            Refusal::AdoptsNothing { .. } => "NothingToAdopt",
+            Refusal::AdoptsDifferent { .. } => "AdoptsDifferentService",
+            Refusal::AdoptsTooFew { .. } => "NoQuorumToAdopt",
+            Refusal::IsAnother { .. } => "ServiceIdDiffers",
+            Refusal::ForeignVolume { .. } => "ForeignVolume",
+            Refusal::ClonedVolume { .. } => "ClonedVolume",
+            Refusal::ReplicaLost { .. } => "ReplicaLost",
+        }
+    }
+
+    /// What is wrong, and what can be done.
+    pub fn describe(&self, service: &Service) -> String {
+        let name = &service.name;
+        let claims = |ordinals: &mut dyn Iterator<Item = usize>| {
+            ordinals.map(|ordinal| service.claim_name(ordinal)).collect::<Vec<_>>()
+        };
+        let holds = |found: &[(usize, ServiceId)]| {
+            let volumes: Vec<_> =
+                found.iter().map(|(ordinal, id)| format!("{} holds {id}", service.claim_name(*ordinal))).collect();
+            volumes.join(", ")
+        };
+        match self {
+            Refusal::NameTaken { kind, name } => format!(
+                "{kind} {name} exists and does not belong to this resource; delete it, or create this resource under \
+                 another name"
+            ),
+            Refusal::TokenMalformed => format!(
+                "Secret {} has no key \"token\"; delete the Secret and the pods, and the operator makes a fresh one",
+                service.token_name()
+            ),
+            Refusal::VolumesFromAnotherService { found } => {
+                let mut ids: Vec<_> = found.iter().map(|(_, id)| *id).collect();
+                ids.sort_unstable();
+                ids.dedup();
+                let discard = format!(
+                    "to discard its data, delete this resource, then the claims {}, and create it again",
+                    claims(&mut (0..service.replicas)).join(", ")
+                );
+                match ids.as_slice() {
+                    [id] => format!(
+                        "the volumes hold service {id}, kept from an earlier resource: to adopt it, set \
+                         spec.serviceId: \"{id}\"; {discard}"
+                    ),
+                    _ => format!("the volumes hold several services ({}): {discard}", holds(found)),
+                }
+            }
+            Refusal::AdoptsAnother { wanted, found } => format!(
+                "spec.serviceId names service {wanted}, but {}; name the service that is there, or put the right \
+                 volumes in place",
+                holds(found)
+            ),
+            Refusal::AdoptsNothing { wanted } => format!(
+                "spec.serviceId names service {wanted}, but no volume holds it; remove spec.serviceId to start a new \
+                 service, or put the volumes of that service in place"
+            ),
+            Refusal::AdoptsDifferent { genesis } => format!(
+                "service {} on the volumes has {} replicas, fault model {}, state machine {}; delete this resource and \
+                 create it again with these",
+                genesis.service,
+                genesis.voters.len(),
+                genesis.fault_model,
+                genesis.machine
+            ),
+            Refusal::AdoptsTooFew { wanted, present, quorum } => format!(
+                "only {present} of the {quorum} volumes that service {wanted} needs at least are there; put the others \
+                 in place, or delete this resource and its claims to start a new service"
+            ),
+            Refusal::IsAnother { wanted, recorded } => format!(
+                "spec.serviceId names service {wanted}, but this resource is service {recorded}; set spec.serviceId to \
+                 that, or remove it"
+            ),
+            Refusal::ForeignVolume { found } => format!(
+                "this resource is another service than what its volumes hold: {}; put the right volumes in place",
+                holds(found)
+            ),
+            Refusal::ClonedVolume { pods: [first, second], replica } => format!(
+                "{} and {} both hold replica {replica}: one is a copy, and a copy must never run; delete resource {name} \
+                 and the copied claim, and create it again with spec.serviceId",
+                service.claim_name(*first),
+                service.claim_name(*second)
+            ),
+            Refusal::ReplicaLost { pods } => {
+                let empty = claims(&mut pods.iter().copied());
+                let tail = "replacing a lost replica comes with membership changes in a later release; bring its volume \
+                            back, or move to a new service";
+                if service.replicas - pods.len() >= service.quorum() {
+                    format!(
+                        "{} came up empty: what was there is lost, and a new replica must not vote in its place; the \
+                         others go on; {tail}",
+                        empty.join(", ")
+                    )
+                } else {
+                    format!(
+                        "{} came up empty: what was there is lost, a new replica must not vote in its place, and the \
+                         others are no quorum; {tail}",
+                        empty.join(", ")
+                    )
+                }
+            }
+        }
+    }
+}

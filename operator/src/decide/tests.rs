@@ -1,0 +1,486 @@
+//! `decide` as a table, then its invariants over every combination of pods that a small service can be in.
+
+use lockstep_types::{Slot, View};
+
+use super::*;
+use crate::build;
+use crate::quantity::Amount;
+use crate::validate::tests::{example, genesis, service};
+use crate::world::{Claim, Set};
+
+const FRESH: ServiceId = ServiceId::from_bytes([9; 16]);
+const OTHER: ServiceId = ServiceId::from_bytes([7; 16]);
+
+/// A pod in one of the states that matter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Absent,
+    Terminating,
+    Silent,
+    Stuck,
+    /// Answers, has no service.
+    Fresh,
+    NotReady,
+    Ready,
+    Leader,
+    /// Answers with an identity that is no voter.
+    Lost,
+    /// Of another service.
+    Foreign,
+}
+
+use State::{Absent, Foreign, Fresh, Leader, Lost, NotReady, Ready, Silent, Stuck, Terminating};
+
+fn id(number: usize) -> ReplicaId {
+    ReplicaId::from_bytes([u8::try_from(number).expect("small") + 1; 16])
+}
+
+fn with_genesis(mut service: Service) -> Service {
+    service.recorded = Some(genesis(u8::try_from(service.replicas).expect("small")));
+    service
+}
+
+fn of_size(replicas: usize) -> Service {
+    service(&include_str!("../../../examples/kv.yaml").replace("replicas: 3", &format!("replicas: {replicas}")))
+}
+
+/// A world of pods, `true` for those of the current template.
+fn world(service: &Service, pods: &[(State, bool)]) -> World {
+    let desired = build::build(service, None).desired();
+    let objects = desired.into_iter().map(|d| ((d.kind, d.name), d.object)).collect();
+    World { objects, ..world_of_pods(pods) }
+}
+
+/// The same without the objects.
+fn world_of_pods(pods: &[(State, bool)]) -> World {
+    let mut world = World {
+        token: Token::Present("token".into()),
+        set: Some(Set { update_revision: "new".into(), up_to_date: true }),
+        ..Default::default()
+    };
+    let size = Amount::parse("1Gi");
+    for (ordinal, (state, current)) in pods.iter().enumerate() {
+        world.claims.insert(ordinal, Claim { request: size, terminating: false });
+        if *state == Absent {
+            continue;
+        }
+        let member = Replica {
+            id: id(ordinal),
+            service: Some(FRESH),
+            genesis: Some(genesis(u8::try_from(pods.len()).expect("small"))),
+            leads: false,
+            view: View::new(1, Slot::new(1)),
+            not_ready: None,
+        };
+        let replica = match state {
+            Absent | Silent | Stuck => None,
+            Terminating | Ready => Some(member),
+            Fresh => Some(Replica { service: None, genesis: None, not_ready: Some("no genesis".into()), ..member }),
+            NotReady => Some(Replica { not_ready: Some("no leader heard".into()), ..member }),
+            Leader => Some(Replica { leads: true, ..member }),
+            Lost => Some(Replica {
+                id: id(100 + ordinal),
+                service: None,
+                genesis: None,
+                not_ready: Some("no genesis".into()),
+                ..member
+            }),
+            Foreign => {
+                let genesis = Genesis { service: OTHER, ..genesis(u8::try_from(pods.len()).expect("small")) };
+                Some(Replica { service: Some(OTHER), genesis: Some(genesis), ..member })
+            }
+        };
+        world.pods.insert(
+            ordinal,
+            Pod {
+                uid: format!("uid-{ordinal}"),
+                revision: if *current { "new" } else { "old" }.into(),
+                terminating: *state == Terminating,
+                stuck: (*state == Stuck).then(|| "cannot pull the image".into()),
+                replica,
+            },
+        );
+    }
+    world
+}
+
+fn run(service: &Service, world: &World) -> Decision {
+    let set = world.objects.get(&("StatefulSet", service.name.clone()));
+    decide(service, &build::build(service, set).desired(), world, FRESH)
+}
+
+/// What `decide` says in a word, with the ordinals that it acts on.
+fn word(decision: &Decision) -> String {
+    let list = |ordinals: &[usize]| ordinals.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    match decision {
+        Decision::Act(Action::CreateToken) => "token".into(),
+        Decision::Act(Action::Apply(objects)) => {
+            format!("apply {}", objects.iter().map(|o| format!("{}/{}", o.0, o.1)).collect::<Vec<_>>().join(","))
+        }
+        Decision::Act(Action::RecordGenesis { adopted, genesis }) => {
+            format!("record {}{}", genesis.voters.len(), if *adopted { " adopted" } else { "" })
+        }
+        Decision::Act(Action::SendGenesis { targets, .. }) => format!("send {}", list(targets)),
+        Decision::Act(Action::HandOver { leader, to, .. }) => format!("hand over {leader}→{to}"),
+        Decision::Act(Action::DeletePod { ordinal, .. }) => format!("delete {ordinal}"),
+        Decision::Act(Action::GrowVolumes { claims }) => format!("grow {}", list(claims)),
+        Decision::Wait(wait) => format!("wait {}", wait.reason()),
+        Decision::Refuse(refusal) => format!("refuse {}", refusal.reason()),
+        Decision::Converged => "converged".into(),
+    }
+}
+
+#[track_caller]
+fn table(service: &Service, rows: &[(&[(State, bool)], &str)]) {
+    for (pods, expected) in rows {
+        assert_eq!(word(&run(service, &world(service, pods))), *expected, "{pods:?}");
+    }
+}
+
+const N: bool = true; // of the current (new) template
+const O: bool = false; // of an old one
+
+#[test]
+fn new_service_from_nothing_is_built_then_born() {
+    let service = example();
+    let mut empty = World::default();
+    assert_eq!(word(&run(&service, &empty)), "token");
+    empty.token = Token::Present("token".into());
+    assert_eq!(
+        word(&run(&service, &empty)),
+        "apply ServiceAccount/kv,Service/kv-peers,Service/kv,PodDisruptionBudget/kv,StatefulSet/kv"
+    );
+    table(
+        &service,
+        &[
+            (&[(Absent, N), (Absent, N), (Absent, N)], "wait ReplicasStarting"),
+            (&[(Fresh, N), (Fresh, N), (Silent, N)], "wait ReplicasStarting"),
+            (&[(Fresh, N), (Fresh, N), (Stuck, N)], "wait ReplicasStarting"),
+            (&[(Fresh, N), (Fresh, N), (Terminating, N)], "wait ReplicasStarting"),
+            (&[(Fresh, N), (Fresh, N), (Fresh, N)], "record 3"),
+        ],
+    );
+}
+
+#[test]
+fn genesis_of_fresh_replicas_names_them_by_ordinal() {
+    let service = example();
+    let decision = run(&service, &world(&service, &[(Fresh, N); 3]));
+    let Decision::Act(Action::RecordGenesis { genesis: recorded, adopted: false }) = decision else {
+        panic!("{decision:?}")
+    };
+    assert_eq!(recorded, genesis(3));
+    assert_eq!(recorded.validate(), Ok(()));
+}
+
+#[test]
+fn recorded_genesis_is_sent_to_those_without_until_all_have_it() {
+    table(
+        &with_genesis(example()),
+        &[
+            (&[(Fresh, N), (Fresh, N), (Fresh, N)], "send 0,1,2"),
+            (&[(Fresh, N), (NotReady, N), (Silent, N)], "send 0"),
+            (&[(NotReady, N), (NotReady, N), (Silent, N)], "wait ReplicasNotReady"),
+            (&[(Leader, N), (Ready, N), (Ready, N)], "converged"),
+        ],
+    );
+}
+
+#[test]
+fn kept_volumes_at_first_sight_are_refused_with_the_choices() {
+    let service = example();
+    table(
+        &service,
+        &[
+            (&[(Foreign, N), (Absent, N), (Silent, N)], "refuse VolumesFromAnotherService"),
+            (&[(Foreign, N), (Fresh, N), (Fresh, N)], "refuse VolumesFromAnotherService"),
+            (&[(Foreign, N), (Foreign, N), (Foreign, N)], "refuse VolumesFromAnotherService"),
+        ],
+    );
+    let decision = run(&service, &world(&service, &[(Foreign, N), (Foreign, N), (Foreign, N)]));
+    let Decision::Refuse(refusal) = decision else { panic!("{decision:?}") };
+    let text = refusal.describe(&service);
+    assert!(text.contains(&format!("set spec.serviceId: \"{OTHER}\"")), "{text}");
+    assert!(text.contains("data-kv-0, data-kv-1, data-kv-2"), "{text}");
+}
+
+#[test]
+fn kept_volumes_named_by_their_service_are_adopted() {
+    let mut service = example();
+    service.adopt = Some(OTHER);
+    table(
+        &service,
+        &[
+            (&[(Foreign, N), (Foreign, N), (Silent, N)], "wait ReplicasStarting"),
+            (&[(Foreign, N), (Foreign, N), (Foreign, N)], "record 3 adopted"),
+            (&[(Foreign, N), (Foreign, N), (Fresh, N)], "record 3 adopted"),
+            (&[(Foreign, N), (Fresh, N), (Fresh, N)], "refuse NoQuorumToAdopt"),
+            (&[(Fresh, N), (Fresh, N), (Fresh, N)], "refuse NothingToAdopt"),
+            (&[(Foreign, N), (Foreign, N), (Ready, N)], "refuse AdoptsAnotherService"),
+        ],
+    );
+    let mut five = of_size(5);
+    five.adopt = Some(OTHER);
+    let mut kept = world(&five, &[(Foreign, N); 5]);
+    for pod in kept.pods.values_mut() {
+        let replica = pod.replica.as_mut().expect("a replica");
+        replica.genesis = Some(Genesis { service: OTHER, ..genesis(3) });
+    }
+    assert_eq!(word(&run(&five, &kept)), "refuse AdoptsDifferentService");
+}
+
+#[test]
+fn service_named_otherwise_than_recorded_is_refused() {
+    let mut service = with_genesis(example());
+    service.adopt = Some(OTHER);
+    table(&service, &[(&[(Leader, N), (Ready, N), (Ready, N)], "refuse ServiceIdDiffers")]);
+}
+
+#[test]
+fn empty_disk_after_genesis_is_named_and_never_gets_a_new_genesis() {
+    let service = with_genesis(example());
+    table(
+        &service,
+        &[
+            (&[(Leader, N), (Ready, N), (Lost, N)], "refuse ReplicaLost"),
+            (&[(Lost, N), (Lost, N), (Lost, N)], "refuse ReplicaLost"),
+            (&[(Fresh, N), (Ready, N), (Lost, N)], "send 0"),
+            (&[(Leader, O), (Ready, O), (Lost, O)], "refuse ReplicaLost"),
+        ],
+    );
+    let text = Refusal::ReplicaLost { pods: vec![2] }.describe(&service);
+    assert!(text.contains("data-kv-2 came up empty") && text.contains("the others go on"), "{text}");
+    let text = Refusal::ReplicaLost { pods: vec![1, 2] }.describe(&service);
+    assert!(text.contains("no quorum"), "{text}");
+}
+
+#[test]
+fn volume_of_another_service_after_genesis_is_refused() {
+    table(&with_genesis(example()), &[(&[(Leader, N), (Ready, N), (Foreign, N)], "refuse ForeignVolume")]);
+}
+
+#[test]
+fn cloned_volume_is_refused_before_and_after_genesis() {
+    for service in [example(), with_genesis(example())] {
+        let state = if service.recorded.is_some() { Ready } else { Fresh };
+        let mut cloned = world(&service, &[(state, N); 3]);
+        cloned.pods.get_mut(&2).and_then(|pod| pod.replica.as_mut()).expect("a replica").id = id(0);
+        assert_eq!(word(&run(&service, &cloned)), "refuse ClonedVolume");
+    }
+}
+
+#[test]
+fn roll_takes_followers_first_and_the_leader_after_a_hand_over() {
+    table(
+        &with_genesis(example()),
+        &[
+            (&[(Ready, O), (Leader, O), (Ready, O)], "delete 2"),
+            (&[(Ready, O), (Leader, O), (Absent, N)], "wait Rolling"),
+            (&[(Ready, O), (Leader, O), (Silent, N)], "wait Rolling"),
+            (&[(Ready, O), (Leader, O), (NotReady, N)], "wait Rolling"),
+            (&[(Ready, O), (Leader, O), (Ready, N)], "delete 0"),
+            (&[(Terminating, O), (Leader, O), (Ready, N)], "wait Rolling"),
+            (&[(Ready, N), (Leader, O), (Ready, N)], "hand over 1→0"),
+            (&[(Leader, N), (Ready, O), (Ready, N)], "delete 1"),
+            (&[(Leader, N), (Ready, N), (Ready, N)], "converged"),
+        ],
+    );
+}
+
+#[test]
+fn roll_with_a_sick_replica_takes_it_first_and_only_it() {
+    table(
+        &with_genesis(example()),
+        &[
+            (&[(Leader, O), (NotReady, O), (Ready, O)], "delete 1"),
+            (&[(Leader, O), (NotReady, O), (NotReady, O)], "wait Rolling"),
+            (&[(Leader, O), (NotReady, O), (Silent, N)], "wait Rolling"),
+            (&[(Ready, O), (Ready, O), (Ready, O)], "wait Rolling"), // nobody leads
+        ],
+    );
+}
+
+#[test]
+fn roll_of_a_bad_template_stops_at_the_first_pod_and_heals_when_corrected() {
+    let service = with_genesis(example());
+    table(
+        &service,
+        &[
+            (&[(Ready, O), (Leader, O), (Stuck, N)], "wait Rolling"),
+            // The template was corrected: the stuck pod is now an old one as well.
+            (&[(Ready, O), (Leader, O), (Stuck, O)], "delete 2"),
+            (&[(Stuck, O), (Stuck, O), (Stuck, O)], "delete 0"),
+        ],
+    );
+    let bad = world(&service, &[(Ready, O), (Leader, O), (Stuck, N)]);
+    let Decision::Wait(wait) = run(&service, &bad) else { panic!("a wait") };
+    assert!(wait.describe(&service).contains("kv-2 (cannot pull the image)"), "{}", wait.describe(&service));
+}
+
+#[test]
+fn roll_before_genesis_needs_no_gate() {
+    table(
+        &example(),
+        &[
+            (&[(Stuck, O), (Stuck, O), (Stuck, O)], "delete 0"),
+            (&[(Fresh, O), (Fresh, N), (Absent, N)], "delete 0"),
+            (&[(Silent, O), (Fresh, N), (Fresh, N)], "delete 0"),
+            (&[(Terminating, O), (Fresh, N), (Fresh, N)], "wait ReplicasStarting"),
+            (&[(Foreign, O), (Foreign, O), (Foreign, O)], "refuse VolumesFromAnotherService"),
+        ],
+    );
+}
+
+#[test]
+fn roll_of_a_single_replica_replaces_it() {
+    table(
+        &with_genesis(of_size(1)),
+        &[(&[(Leader, O)], "delete 0"), (&[(NotReady, O)], "delete 0"), (&[(Leader, N)], "converged")],
+    );
+}
+
+#[test]
+fn set_that_has_not_seen_its_template_is_waited_for() {
+    let service = with_genesis(example());
+    let mut world = world(&service, &[(Leader, O), (Ready, O), (Ready, O)]);
+    world.set = Some(Set { update_revision: "new".into(), up_to_date: false });
+    assert_eq!(word(&run(&service, &world)), "wait WaitingForPods");
+}
+
+#[test]
+fn volumes_too_small_are_grown_but_not_before_pods_that_can_go() {
+    let mut service = with_genesis(example());
+    service.size_bytes = Amount::parse("2Gi").expect("a size");
+    table(
+        &service,
+        &[
+            (&[(Leader, N), (Ready, N), (Ready, N)], "grow 0,1,2"),
+            (&[(Leader, N), (Ready, N), (NotReady, N)], "grow 0,1,2"),
+            (&[(Leader, O), (Ready, O), (Ready, O)], "delete 2"),
+            (&[(Leader, O), (Ready, O), (NotReady, N)], "grow 0,1,2"),
+        ],
+    );
+}
+
+#[test]
+fn object_changed_by_hand_is_applied_again_alone() {
+    let service = with_genesis(example());
+    let mut world = world(&service, &[(Leader, N), (Ready, N), (Ready, N)]);
+    let peers = world.objects.get_mut(&("Service", "kv-peers".into())).expect("the peer service");
+    peers["spec"]["publishNotReadyAddresses"] = serde_json::json!(false);
+    assert_eq!(word(&run(&service, &world)), "apply Service/kv-peers");
+}
+
+#[test]
+fn object_that_a_webhook_rewrites_is_not_fought_over() {
+    let service = with_genesis(example());
+    let mut world = world(&service, &[(Leader, N), (Ready, N), (Ready, N)]);
+    let set = world.objects.get_mut(&("StatefulSet", "kv".into())).expect("the set");
+    set["spec"]["template"]["spec"]["containers"][0]["image"] = serde_json::json!("mirror/lockstep");
+    assert_eq!(word(&run(&service, &world)), "apply StatefulSet/kv");
+    world.settled.insert(("StatefulSet", "kv".into()));
+    assert_eq!(word(&run(&service, &world)), "converged");
+}
+
+#[test]
+fn object_of_somebody_else_is_refused_and_one_of_a_former_resource_waited_for() {
+    let service = example();
+    let mut world = world(&service, &[]);
+    let set = world.objects.get_mut(&("StatefulSet", "kv".into())).expect("the set");
+    set["metadata"]["ownerReferences"][0]["uid"] = serde_json::json!("former");
+    assert_eq!(word(&run(&service, &world)), "wait WaitingForDeletion");
+    let set = world.objects.get_mut(&("StatefulSet", "kv".into())).expect("the set");
+    set["metadata"].as_object_mut().expect("metadata").remove("ownerReferences");
+    assert_eq!(word(&run(&service, &world)), "refuse NameTaken");
+    let set = world.objects.get_mut(&("StatefulSet", "kv".into())).expect("the set");
+    set["metadata"]["deletionTimestamp"] = serde_json::json!("2026-01-01T00:00:00Z");
+    assert_eq!(word(&run(&service, &world)), "wait WaitingForDeletion");
+}
+
+#[test]
+fn secret_without_a_token_is_refused() {
+    let service = example();
+    let mut world = world(&service, &[]);
+    world.token = Token::Malformed;
+    assert_eq!(word(&run(&service, &world)), "refuse TokenMalformed");
+}
+
+#[test]
+fn reason_with_figures_is_left_out_of_what_stands_in_the_status() {
+    let service = with_genesis(example());
+    let mut world = world(&service, &[(Leader, N), (Ready, N), (NotReady, N)]);
+    let replica = world.pods.get_mut(&2).and_then(|pod| pod.replica.as_mut()).expect("a replica");
+    replica.not_ready = Some("1234 blocks behind".into());
+    let Decision::Wait(wait) = run(&service, &world) else { panic!("a wait") };
+    assert_eq!(wait.describe(&service), "waiting until kv-2 is ready");
+}
+
+/// Every combination of states and templates for `n` pods.
+fn every(n: usize, states: &[State], check: &mut dyn FnMut(&[(State, bool)])) {
+    let options: Vec<(State, bool)> = states.iter().flat_map(|state| [(*state, N), (*state, O)]).collect();
+    let total = options.len().pow(u32::try_from(n).expect("small"));
+    for mut number in 0..total {
+        let mut pods = Vec::with_capacity(n);
+        for _ in 0..n {
+            pods.push(options[number % options.len()]);
+            number /= options.len();
+        }
+        if pods.iter().filter(|(state, _)| *state == Leader).count() <= 1 {
+            check(&pods);
+        }
+    }
+}
+
+#[test]
+fn every_combination_keeps_the_invariants() {
+    let small = [Absent, Terminating, Silent, Stuck, Fresh, NotReady, Ready, Leader, Lost, Foreign];
+    for (n, states) in [(1, &small[..]), (3, &small[..]), (5, &[Terminating, Stuck, NotReady, Ready, Leader][..])] {
+        let (bare, born) = (of_size(n), with_genesis(of_size(n)));
+        let quorum = born.quorum();
+        every(n, states, &mut |pods| {
+            let ready = |(state, _): &(State, bool)| matches!(state, Ready | Leader);
+            let world = world_of_pods(pods);
+            let before = super::pods(&bare, &world, FRESH);
+            let after = super::pods(&born, &world, FRESH);
+            // Before genesis: recorded only when all are fresh; never sent, nobody made to hand over.
+            match &before {
+                Decision::Act(Action::RecordGenesis { genesis, adopted }) => {
+                    assert!(!adopted && genesis.validate().is_ok(), "{pods:?}");
+                    assert!(pods.iter().all(|(state, _)| matches!(state, Fresh | Lost)), "{pods:?}");
+                }
+                Decision::Act(Action::SendGenesis { .. } | Action::HandOver { .. }) => panic!("{pods:?}: {before:?}"),
+                Decision::Converged => panic!("{pods:?}: converged without a genesis"),
+                _ => {}
+            }
+            // After genesis: none is ever recorded; only the recorded one is sent, only to voters without one.
+            match &after {
+                Decision::Act(Action::RecordGenesis { .. }) => panic!("{pods:?}: a second genesis"),
+                Decision::Act(Action::SendGenesis { genesis, targets }) => {
+                    assert_eq!(Some(genesis), born.recorded.as_ref());
+                    assert!(targets.iter().all(|target| pods[*target].0 == Fresh), "{pods:?}");
+                }
+                Decision::Act(Action::DeletePod { ordinal, .. }) => {
+                    let (state, current) = pods[*ordinal];
+                    assert!(!current && state != Terminating, "{pods:?}: a pod that is current, or on its way out");
+                    let others = pods.iter().enumerate().filter(|(other, pod)| other != ordinal && ready(pod)).count();
+                    if state != Stuck {
+                        assert_eq!(others, n - 1, "{pods:?}: another one is not ready");
+                        assert!(n == 1 || others >= quorum, "{pods:?}: no quorum is left");
+                        assert!(n == 1 || state != Leader, "{pods:?}: the leader goes without a hand-over");
+                    }
+                }
+                Decision::Act(Action::HandOver { leader, to, .. }) => {
+                    assert_eq!((pods[*leader], pods[*to]), ((Leader, O), (Ready, N)), "{pods:?}");
+                    assert!(pods.iter().all(ready), "{pods:?}");
+                }
+                Decision::Converged => {
+                    assert!(pods.iter().all(|pod| ready(pod) && pod.1), "{pods:?}: converged");
+                }
+                _ => {}
+            }
+            if pods.iter().all(|pod| ready(pod) && pod.1) {
+                assert_eq!(after, Decision::Converged, "{pods:?}");
+            }
+        });
+    }
+}

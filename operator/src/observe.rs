@@ -1,0 +1,137 @@
+//! Looking, at the API server and at the replicas. Uncached: what is decided on is as fresh as this pass.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod as KubernetesPod, Secret};
+use kube::api::{Api, DynamicObject, ListParams};
+use kube::core::DeserializeGuard;
+use lockstep_api::ReplicatedService;
+use serde_json::Value;
+
+use crate::apply::Settled;
+use crate::build::{self, Desired};
+use crate::context::{Context, Error};
+use crate::quantity::Amount;
+use crate::replicas;
+use crate::validate::Service;
+use crate::world::{Claim, Pod, Set, Token, World};
+
+/// The world, and how to reach the replicas in it.
+pub struct Seen {
+    /// What decisions depend on.
+    pub world: World,
+    /// Where replicas answer, by ordinal.
+    pub addresses: BTreeMap<usize, String>,
+}
+
+/// The resource as it stands right now; none if it is gone.
+pub async fn resource(
+    context: &Context,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<DeserializeGuard<ReplicatedService>>, Error> {
+    let api: Api<DeserializeGuard<ReplicatedService>> = Api::namespaced(context.client.clone(), namespace);
+    api.get_opt(name).await.map_err(Error::kube("failed to read the resource"))
+}
+
+/// Everything that belongs to `service`, whose objects are called as in `desired`.
+pub async fn observe(context: &Context, service: &Service, desired: &[Desired]) -> Result<Seen, Error> {
+    let (token, found, pods, claims) = tokio::try_join!(
+        secret(context, service),
+        objects(context, service, desired),
+        pods(context, service),
+        claims(context, service),
+    )?;
+    let mut world = World { claims, ..Default::default() };
+    if let Some(secret) = token {
+        world.token = read_token(&secret);
+        let secret = serde_json::to_value(&secret.metadata).unwrap_or_default();
+        world.objects.insert(("Secret", service.token_name()), serde_json::json!({ "metadata": secret }));
+    }
+    world.settled = settled(context, service, &found);
+    world.objects.extend(found);
+    world.set = world.objects.get(&("StatefulSet", service.name.clone())).and_then(Set::read);
+    let mut addresses = BTreeMap::new();
+    for (ordinal, pod) in pods {
+        let ip = pod.status.as_ref().and_then(|status| status.pod_ip.clone());
+        let view = Pod::read(&pod);
+        if let Some(ip) = ip.filter(|_| !view.terminating) {
+            addresses.insert(ordinal, replicas::address(&ip));
+        }
+        world.pods.insert(ordinal, view);
+    }
+    for (ordinal, replica) in replicas::ask(&addresses).await {
+        if let Some(pod) = world.pods.get_mut(&ordinal) {
+            pod.replica = Some(replica);
+        }
+    }
+    Ok(Seen { world, addresses })
+}
+
+async fn secret(context: &Context, service: &Service) -> Result<Option<Secret>, Error> {
+    let api: Api<Secret> = Api::namespaced(context.client.clone(), &service.namespace);
+    api.get_opt(&service.token_name()).await.map_err(Error::kube("failed to read the Secret"))
+}
+
+fn read_token(secret: &Secret) -> Token {
+    let bytes = secret.data.as_ref().and_then(|data| data.get(build::TOKEN_KEY));
+    match bytes.and_then(|bytes| String::from_utf8(bytes.0.clone()).ok()).filter(|token| !token.trim().is_empty()) {
+        Some(token) => Token::Present(token),
+        None => Token::Malformed,
+    }
+}
+
+async fn objects(
+    context: &Context,
+    service: &Service,
+    desired: &[Desired],
+) -> Result<BTreeMap<(&'static str, String), Value>, Error> {
+    let reads = desired.iter().map(async |wanted| {
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(context.client.clone(), &service.namespace, &wanted.resource);
+        let found = api.get_opt(&wanted.name).await.map_err(Error::kube("failed to read an object"))?;
+        Ok(found.map(|object| ((wanted.kind, wanted.name.clone()), serde_json::to_value(object).unwrap_or_default())))
+    });
+    let found: Result<Vec<_>, Error> = futures::future::join_all(reads).await.into_iter().collect();
+    Ok(found?.into_iter().flatten().collect())
+}
+
+fn settled(
+    context: &Context,
+    service: &Service,
+    found: &BTreeMap<(&'static str, String), Value>,
+) -> BTreeSet<(&'static str, String)> {
+    let known = context.settled.lock().expect("never poisoned");
+    let is_settled = |(key, object): &(&(&'static str, String), &Value)| {
+        known.get(&(service.owner.uid.clone(), key.0, key.1.clone())) == Some(&Settled::of(object))
+    };
+    found.iter().filter(is_settled).map(|(key, _)| key.clone()).collect()
+}
+
+async fn pods(context: &Context, service: &Service) -> Result<BTreeMap<usize, KubernetesPod>, Error> {
+    let api: Api<KubernetesPod> = Api::namespaced(context.client.clone(), &service.namespace);
+    let list = ListParams::default().labels(&build::selector_text(&service.name));
+    let pods = api.list(&list).await.map_err(Error::kube("failed to list pods"))?;
+    let names = (0..service.replicas).map(|ordinal| (service.pod_name(ordinal), ordinal)).collect();
+    Ok(by_ordinal(pods.items, &names))
+}
+
+async fn claims(context: &Context, service: &Service) -> Result<BTreeMap<usize, Claim>, Error> {
+    let api: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), &service.namespace);
+    let list = ListParams::default().labels(&build::selector_text(&service.name));
+    let claims = api.list(&list).await.map_err(Error::kube("failed to list volume claims"))?;
+    let names = (0..service.replicas).map(|ordinal| (service.claim_name(ordinal), ordinal)).collect();
+    let read = |claim: PersistentVolumeClaim| {
+        let requests = claim.spec.and_then(|spec| spec.resources).and_then(|resources| resources.requests);
+        Claim {
+            request: requests.and_then(|requests| Amount::parse(&requests.get("storage")?.0)),
+            terminating: claim.metadata.deletion_timestamp.is_some(),
+        }
+    };
+    Ok(by_ordinal(claims.items, &names).into_iter().map(|(ordinal, claim)| (ordinal, read(claim))).collect())
+}
+
+fn by_ordinal<K: kube::Resource>(objects: Vec<K>, names: &BTreeMap<String, usize>) -> BTreeMap<usize, K> {
+    let ordinal = |object: &K| names.get(object.meta().name.as_deref()?).copied();
+    objects.into_iter().filter_map(|object| Some((ordinal(&object)?, object))).collect()
+}

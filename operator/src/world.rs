@@ -1,0 +1,229 @@
+//! What the operator saw of one service in one pass: the argument of [`decide`](crate::decide), without a trace of a client.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::core::v1 as core;
+
+use lockstep_types::{Genesis, ReplicaId, ServiceId, View};
+use serde_json::Value;
+
+use crate::quantity::Amount;
+
+/// Everything seen in one pass.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct World {
+    /// The Secret with the admin token.
+    pub token: Token,
+    /// The objects that exist under the names of those that shall be, whoever owns them, by kind and name.
+    pub objects: BTreeMap<(&'static str, String), Value>,
+    /// Those of them that stand as our last apply left them: what differs was changed on the way in, by an admission webhook
+    /// for instance, and would only be changed again.
+    pub settled: BTreeSet<(&'static str, String)>,
+    /// The StatefulSet's own word on its pods; none before it exists.
+    pub set: Option<Set>,
+    /// Pods by ordinal.
+    pub pods: BTreeMap<usize, Pod>,
+    /// Claims by ordinal.
+    pub claims: BTreeMap<usize, Claim>,
+}
+
+/// The Secret with the admin token.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Token {
+    /// Not there.
+    #[default]
+    Missing,
+    /// There, but without a token in it.
+    Malformed,
+    /// There.
+    Present(String),
+}
+
+/// What the StatefulSet says of its pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Set {
+    /// The revision that a new pod gets.
+    pub update_revision: String,
+    /// Whether its controller has seen the latest template.
+    pub up_to_date: bool,
+}
+
+/// A pod and the replica in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Its identity: a pod of the same name may be another one.
+    pub uid: String,
+    /// The revision that it was made from.
+    pub revision: String,
+    /// On its way out.
+    pub terminating: bool,
+    /// Why it cannot run at all, in words that do not change from one retry to the next.
+    pub stuck: Option<String>,
+    /// What the replica said just now; none if nothing answered.
+    pub replica: Option<Replica>,
+}
+
+/// What a replica says of itself, as far as decisions depend on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replica {
+    /// Its identity.
+    pub id: ReplicaId,
+    /// Its service; none before genesis.
+    pub service: Option<ServiceId>,
+    /// Its genesis.
+    pub genesis: Option<Genesis>,
+    /// Whether it leads, and its view.
+    pub leads: bool,
+    /// Its view.
+    pub view: View,
+    /// Why it is not ready; none if it is.
+    pub not_ready: Option<String>,
+}
+
+/// A claim of a replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// The size asked for.
+    pub request: Option<Amount>,
+    /// On its way out.
+    pub terminating: bool,
+}
+
+impl Set {
+    /// Reads a StatefulSet; none before its controller has seen it.
+    pub fn read(set: &Value) -> Option<Self> {
+        let update_revision = set["status"]["updateRevision"].as_str().filter(|revision| !revision.is_empty())?;
+        let observed = set["status"]["observedGeneration"].as_i64();
+        let up_to_date = observed.is_some() && observed >= set["metadata"]["generation"].as_i64();
+        Some(Set { update_revision: update_revision.to_owned(), up_to_date })
+    }
+}
+
+impl Pod {
+    /// Reads a pod; the replica's answer comes later.
+    pub fn read(pod: &core::Pod) -> Self {
+        let labels = pod.metadata.labels.clone().unwrap_or_default();
+        Pod {
+            uid: pod.metadata.uid.clone().unwrap_or_default(),
+            revision: labels.get("controller-revision-hash").cloned().unwrap_or_default(),
+            terminating: pod.metadata.deletion_timestamp.is_some(),
+            stuck: pod.status.as_ref().and_then(stuck),
+            replica: None,
+        }
+    }
+}
+
+/// Why a pod cannot run. Kubernetes goes back and forth between some reasons; the words here stay.
+fn stuck(status: &core::PodStatus) -> Option<String> {
+    let conditions = status.conditions.iter().flatten();
+    let unscheduled = conditions.into_iter().find(|c| c.type_ == "PodScheduled" && c.status == "False");
+    if unscheduled.is_some_and(|condition| condition.reason.as_deref() == Some("Unschedulable")) {
+        return Some("no node takes it".to_owned());
+    }
+    status.container_statuses.iter().flatten().find_map(|container| {
+        let state = container.state.as_ref();
+        let waiting = state.and_then(|state| state.waiting.as_ref()).and_then(|waiting| waiting.reason.as_deref());
+        match waiting {
+            Some("ErrImagePull" | "ImagePullBackOff" | "ErrImageNeverPull" | "InvalidImageName") => {
+                Some(format!("cannot pull image {}", container.image))
+            }
+            Some("CreateContainerConfigError" | "CreateContainerError" | "RunContainerError") => {
+                Some("cannot create its container".to_owned())
+            }
+            _ => {
+                let ended = |state: Option<&core::ContainerState>| state.and_then(|state| state.terminated.clone());
+                let last = ended(state).or_else(|| ended(container.last_state.as_ref()))?;
+                let crashes = !container.ready && container.restart_count > 0 && last.exit_code != 0;
+                crashes.then(|| format!("keeps ending with exit code {}", last.exit_code))
+            }
+        }
+    })
+}
+
+impl World {
+    /// The pod's replica, if it answers and the pod stays.
+    pub fn replica(&self, ordinal: usize) -> Option<&Replica> {
+        self.pods.get(&ordinal).filter(|pod| !pod.terminating).and_then(|pod| pod.replica.as_ref())
+    }
+
+    /// Replicas that answer, by ordinal.
+    pub fn replicas(&self) -> impl Iterator<Item = (usize, &Replica)> {
+        self.pods.keys().filter_map(|ordinal| Some((*ordinal, self.replica(*ordinal)?)))
+    }
+
+    /// Whether the replica of this ordinal is a ready voter of `genesis`.
+    pub fn is_ready(&self, ordinal: usize, genesis: &Genesis) -> bool {
+        self.replica(ordinal).is_some_and(|replica| {
+            replica.service == Some(genesis.service)
+                && genesis.voters.contains(&replica.id)
+                && replica.not_ready.is_none()
+        })
+    }
+
+    /// How many replicas are ready voters of `genesis`.
+    pub fn ready(&self, genesis: &Genesis) -> usize {
+        self.pods.keys().filter(|ordinal| self.is_ready(**ordinal, genesis)).count()
+    }
+
+    /// The ordinal of the replica that leads in the highest view.
+    pub fn leader(&self, genesis: &Genesis) -> Option<usize> {
+        self.replicas()
+            .filter(|(_, replica)| replica.leads && replica.service == Some(genesis.service))
+            .max_by_key(|(_, replica)| replica.view)
+            .map(|(ordinal, _)| ordinal)
+    }
+
+    /// Pods that were not made from the latest template.
+    pub fn outdated(&self) -> Vec<usize> {
+        let Some(set) = self.set.as_ref().filter(|set| set.up_to_date) else { return vec![] };
+        self.pods.iter().filter(|(_, pod)| pod.revision != set.update_revision).map(|(ordinal, _)| *ordinal).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(status: Value) -> Pod {
+        let pod = json!({"metadata": {"uid": "u", "labels": {"controller-revision-hash": "r"}}, "status": status});
+        Pod::read(&serde_json::from_value(pod).expect("a pod"))
+    }
+
+    fn container(state: Value, last: Value, restarts: i32) -> Value {
+        json!({"containerStatuses": [{
+            "name": "replica", "image": "example/image:1", "imageID": "", "ready": false,
+            "restartCount": restarts, "state": state, "lastState": last,
+        }]})
+    }
+
+    #[test]
+    fn pod_that_cannot_run_says_why_in_words_that_stay() {
+        let waiting = |reason: &str| container(json!({"waiting": {"reason": reason}}), json!({}), 0);
+        let cannot_pull = Some("cannot pull image example/image:1".to_owned());
+        assert_eq!(pod(waiting("ErrImagePull")).stuck, cannot_pull);
+        assert_eq!(pod(waiting("ImagePullBackOff")).stuck, cannot_pull);
+        assert_eq!(pod(waiting("ContainerCreating")).stuck, None);
+        let ended = json!({"terminated": {"exitCode": 3}});
+        let crashes = Some("keeps ending with exit code 3".to_owned());
+        assert_eq!(pod(container(json!({"waiting": {"reason": "CrashLoopBackOff"}}), ended.clone(), 2)).stuck, crashes);
+        assert_eq!(pod(container(json!({"running": {}}), ended.clone(), 2)).stuck, crashes);
+        assert_eq!(pod(container(ended, json!({}), 2)).stuck, crashes);
+        let unscheduled =
+            json!({"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}]});
+        assert_eq!(pod(unscheduled).stuck.as_deref(), Some("no node takes it"));
+    }
+
+    #[test]
+    fn set_behind_its_template_is_not_up_to_date() {
+        let set = |observed: i64| {
+            Set::read(&json!({
+                "metadata": {"generation": 2}, "status": {"updateRevision": "r", "observedGeneration": observed}
+            }))
+        };
+        assert_eq!(set(1).map(|set| set.up_to_date), Some(false));
+        assert_eq!(set(2).map(|set| set.up_to_date), Some(true));
+        assert_eq!(Set::read(&json!({"metadata": {"generation": 1}})), None);
+    }
+}

@@ -1,0 +1,161 @@
+//! Streams to other replicas: one task an address, which dials again and again until it finds itself at the other end.
+
+use std::error::Error as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lockstep_types::Slot;
+use lockstep_wire::{limits, v1};
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Endpoint;
+use tonic::{Code, Status};
+
+use crate::peers::{Peers, Who, convert};
+use crate::process::Process;
+
+/// Pauses between attempts: the first, and the longest.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+/// For a connection to come up, and for the other end's Hello.
+const CONNECT: Duration = Duration::from_secs(1);
+const HELLO: Duration = Duration::from_secs(5);
+/// A machine that vanished answers no ping.
+const PING: Duration = Duration::from_secs(1);
+const PONG: Duration = Duration::from_secs(2);
+
+/// Keeps streams to all addresses until the process stops.
+pub(crate) fn dial_all(process: &Arc<Process>, peers: &Arc<Peers>) {
+    for address in &process.args.peers {
+        let (process, peers, address) = (Arc::clone(process), Arc::clone(peers), address.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = keep(&peers, &address) => {}
+                () = process.stopped() => {}
+            }
+        });
+    }
+}
+
+/// How a stream ended.
+enum End {
+    /// The address is this replica's own.
+    Myself,
+    /// It carried messages for a while.
+    Lost(Status),
+    /// It never came up.
+    Failed(Status),
+}
+
+async fn keep(peers: &Peers, address: &str) {
+    let mut pause = PAUSE_MIN;
+    let mut said = String::new();
+    loop {
+        match stream(peers, address).await {
+            End::Myself => return,
+            End::Lost(status) => {
+                tracing::info!("lost the stream to {address}: {}", describe(&status));
+                pause = PAUSE_MIN;
+                said.clear();
+            }
+            End::Failed(status) => {
+                let text = describe(&status);
+                // A refusal needs someone to act; a peer that is not up yet does not. Each is said once.
+                if text != said {
+                    match status.code() {
+                        Code::FailedPrecondition | Code::InvalidArgument | Code::Unimplemented => {
+                            tracing::warn!("no stream to {address}: {text}");
+                        }
+                        _ => tracing::info!("no stream to {address} yet: {text}"),
+                    }
+                    said = text;
+                }
+            }
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+async fn stream(peers: &Peers, address: &str) -> End {
+    match open(peers, address).await {
+        Ok((Who::Myself, _, _)) => End::Myself,
+        Ok((Who::Voter(slot), frames, hellos)) => {
+            tracing::info!("stream to {slot} at {address} is up");
+            End::Lost(carry(peers, slot, frames, hellos).await)
+        }
+        Err(status) => End::Failed(status),
+    }
+}
+
+type Frames = mpsc::Sender<v1::PeerFrame>;
+type Hellos = tonic::Streaming<v1::PeerHello>;
+
+async fn open(peers: &Peers, address: &str) -> Result<(Who, Frames, Hellos), Status> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        .map_err(|error| Status::invalid_argument(format!("{address} is no address: {error}")))?
+        .connect_timeout(CONNECT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(PING)
+        .keep_alive_timeout(PONG)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES);
+    // Names are looked up anew with each attempt: a pod that was moved has another address.
+    let channel = endpoint.connect().await.map_err(|error| Status::from_error(Box::new(error)))?;
+    let mut client = v1::peer_client::PeerClient::new(channel)
+        .max_decoding_message_size(limits::FRAME_BYTES_MAX)
+        .max_encoding_message_size(limits::FRAME_BYTES_MAX);
+    let (frames, stream) = mpsc::channel(1);
+    frames
+        .try_send(v1::PeerFrame { hello: Some(peers.hello()), messages: Vec::new() })
+        .expect("a new channel has room");
+    let late = |_| Status::deadline_exceeded("the other end did not say who it is");
+    let exchange = async {
+        let mut hellos = client.exchange(ReceiverStream::new(stream)).await?.into_inner();
+        let hello = hellos.message().await?.ok_or_else(|| Status::unavailable("closed before the first word"))?;
+        Ok::<_, Status>((hello, hellos))
+    };
+    let (hello, hellos) = timeout(HELLO, exchange).await.map_err(late)??;
+    let who = peers.meet(&hello)?;
+    Ok((who, frames, hellos))
+}
+
+/// Moves messages from the outbox to the stream until either end gives up.
+async fn carry(peers: &Peers, slot: Slot, frames: Frames, mut hellos: Hellos) -> Status {
+    let Some(outbox) = peers.outbox(slot) else { return Status::internal("this slot has no outbox") };
+    let drain = outbox.connect();
+    loop {
+        let messages = tokio::select! {
+            messages = drain.next() => messages,
+            ended = hellos.message() => return match ended {
+                Err(status) => status,
+                Ok(_) => Status::unavailable("the other end closed the stream"),
+            },
+        };
+        let Some(messages) = messages else { return Status::aborted("another stream to the same replica took over") };
+        let messages = messages.into_iter().map(convert::encode).collect();
+        let sent = tokio::select! {
+            sent = frames.send(v1::PeerFrame { hello: None, messages }) => sent.is_ok(),
+            ended = hellos.message() => return match ended {
+                Err(status) => status,
+                Ok(_) => Status::unavailable("the other end closed the stream"),
+            },
+        };
+        if !sent {
+            return Status::unavailable("the connection is gone");
+        }
+    }
+}
+
+/// The innermost cause: the outer layers of the transport alone say nothing.
+fn describe(status: &Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut source = status.source();
+    while let Some(cause) = source {
+        text = cause.to_string();
+        source = cause.source();
+    }
+    text
+}

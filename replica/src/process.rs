@@ -1,0 +1,523 @@
+//! One start of a replica: from the data directory to the signal that ends it.
+//!
+//! In order: options, ports, data directory, identity; then everything is served, and the log is read. A replica without
+//! genesis stays like that, live and not ready, until it gets one.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use lockstep_consensus::RoleName;
+use lockstep_engine::{Engine, EngineOptions, Identity, IdentityError, Status};
+use lockstep_types::{Digest, Genesis, Slot};
+use lockstep_wal::FileDisk;
+use lockstep_wire::v1::refusal::Reason;
+use lockstep_wire::{Leader, Refusal, limits, v1};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio::time::{sleep, timeout};
+use tonic::transport::Server;
+
+use crate::admin::AdminService;
+use crate::args::Args;
+use crate::clients::{ClientService, KeyValueService};
+use crate::clock::Clock;
+use crate::core::{self, CoreHandle, Parts, Threads, Urgent};
+use crate::error::RunError;
+use crate::health;
+use crate::listen::{self, Limit};
+use crate::metrics::{self, Metrics};
+use crate::peers::{PeerService, Peers, dial_all};
+
+/// How long a leader that is told to stop waits for another one.
+const HAND_OVER: Duration = Duration::from_secs(2);
+/// How long requests under way may take to be answered then.
+const DRAIN: Duration = Duration::from_secs(1);
+/// How long connections may take to close.
+const CLOSE: Duration = Duration::from_millis(500);
+/// HTTP/2 pings that clients must answer, and for how long they may not.
+const CLIENT_PING: Duration = Duration::from_secs(10);
+/// The same for peers.
+const PEER_PING: Duration = Duration::from_secs(1);
+const PEER_PONG: Duration = Duration::from_secs(2);
+/// Between two looks at the parent process.
+const PARENT: Duration = Duration::from_millis(500);
+
+/// What all services share.
+pub(crate) struct Process {
+    pub args: Args,
+    pub clock: Clock,
+    pub metrics: Arc<Metrics>,
+    pub client_address: String,
+    token: Token,
+    disk: Arc<FileDisk>,
+    /// Locked while a genesis is taken on.
+    identity: Mutex<Identity>,
+    /// As it was at the start: replica and boot never change.
+    pub born: Identity,
+    running: OnceLock<Running>,
+    stage: watch::Sender<Stage>,
+    fatal: mpsc::Sender<RunError>,
+}
+
+/// A replica whose service is born and whose log is read.
+pub(crate) struct Running {
+    pub core: CoreHandle,
+    pub peers: Arc<Peers>,
+    pub genesis: Genesis,
+    threads: std::sync::Mutex<Option<Threads>>,
+}
+
+/// How far the process is from its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stage {
+    /// Serves.
+    Up,
+    /// Told to stop: not ready any more, hands over, still serves.
+    Leaving,
+    /// Takes no more requests; answers those that it has.
+    Draining,
+    /// Peers are not heard any more either.
+    Stopped,
+}
+
+enum Token {
+    None,
+    Value(String),
+    File(PathBuf),
+}
+
+pub(crate) async fn run(args: Args) -> Result<(), RunError> {
+    args.check()?;
+    follow_parent(&args)?;
+    let mut signals = Signals::new()?;
+    let token = Token::of(&args)?;
+    let clients = listen::bind("clients", args.client_listen, "--client-listen").await?;
+    let peers = listen::bind("peers", args.peer_listen, "--peer-listen").await?;
+    let scrapes = listen::bind("metrics", args.metrics_listen, "--metrics-listen").await?;
+
+    let dir = args.data_dir.clone();
+    let (disk, born) = blocking(move || {
+        let disk = Arc::new(FileDisk::open(&dir)?);
+        let identity = Identity::start(&*disk, rand::random())?;
+        Ok::<_, RunError>((disk, identity))
+    })
+    .await?;
+
+    let bound = clients.local_addr().map_err(system("look at a socket"))?;
+    tracing::info!(
+        "replica {} starts for the {}. time: clients on {bound}, data in {}",
+        born.replica,
+        born.boot,
+        args.data_dir.display()
+    );
+    let (fatal, mut failures) = mpsc::channel(1);
+    let process = Arc::new(Process {
+        clock: Clock::start(),
+        metrics: Arc::new(Metrics::new()),
+        client_address: args.client_address(bound),
+        token,
+        disk,
+        identity: Mutex::new(born.clone()),
+        born,
+        running: OnceLock::new(),
+        stage: watch::channel(Stage::Up).0,
+        fatal,
+        args,
+    });
+    let servers = Servers::start(&process, clients, peers, scrapes);
+
+    let starting = Arc::clone(&process);
+    tokio::spawn(async move {
+        let identity = starting.identity.lock().await;
+        match &identity.genesis {
+            None => tracing::info!("no genesis yet: waiting for one"),
+            Some(_) => starting.report(starting.start_engine(&identity).await).await,
+        }
+    });
+
+    tokio::select! {
+        () = signals.next() => {
+            process.leave(&mut signals).await;
+            servers.close(&process).await;
+            Ok(())
+        }
+        error = failures.recv() => Err(error.expect("the process holds a sender")),
+    }
+}
+
+impl Process {
+    /// Once the service is born and the log is read.
+    pub fn running(&self) -> Option<&Running> {
+        self.running.get()
+    }
+
+    /// How far the process is from its end.
+    pub fn stage(&self) -> Stage {
+        *self.stage.borrow()
+    }
+
+    /// Returns when this stage is reached.
+    pub fn reached(&self, stage: Stage) -> impl Future<Output = ()> + Send + 'static {
+        let mut stages = self.stage.subscribe();
+        async move {
+            // The sender lives as long as the process.
+            let _ = stages.wait_for(|now| *now >= stage).await;
+        }
+    }
+
+    /// Returns when nothing is served any more.
+    pub fn stopped(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.reached(Stage::Stopped)
+    }
+
+    /// What the engine said last; none before genesis.
+    pub fn last_status(&self) -> Option<Status> {
+        self.running().map(|running| running.core.status.borrow().clone())
+    }
+
+    /// Who leads, as far as this replica knows.
+    pub fn leader(&self) -> Option<Leader> {
+        let running = self.running()?;
+        let leader = running.core.status.borrow().leader?;
+        running.peers.locate(leader)
+    }
+
+    /// A refusal that came before the engine: this attempt reached no log.
+    pub fn refuse(&self, reason: Reason, message: String) -> Refusal {
+        Refusal { reason, message, never_proposed: true, leader: self.leader() }
+    }
+
+    /// Whether this is the service's token, compared in constant time.
+    pub async fn is_admin(&self, given: &str) -> Result<bool, String> {
+        let expected = match &self.token {
+            Token::None => return Err("this replica has no admin token; start it with --admin-token-file".to_owned()),
+            Token::Value(token) => token.clone(),
+            Token::File(path) => tokio::fs::read_to_string(path)
+                .await
+                .map_err(|error| format!("this replica cannot read its admin token from {}: {error}", path.display()))?,
+        };
+        let expected = expected.trim();
+        // Digests have one length, whatever was given.
+        let (given, ours) = (Digest::of(given.trim().as_bytes()), Digest::of(expected.as_bytes()));
+        let differ = given.as_bytes().iter().zip(ours.as_bytes()).fold(0, |differ, (a, b)| differ | (a ^ b));
+        Ok(!expected.is_empty() && differ == 0)
+    }
+
+    /// Takes a genesis on and starts the engine. False if it was there already.
+    pub async fn adopt(&self, genesis: Genesis) -> Result<bool, IdentityError> {
+        let mut identity = self.identity.lock().await;
+        let disk = Arc::clone(&self.disk);
+        let mut next = identity.clone();
+        let (adopted, next) = blocking(move || (next.adopt(genesis, &*disk), next)).await;
+        *identity = next;
+        let created = adopted?;
+        if self.running().is_none() {
+            self.report(self.start_engine(&identity).await).await;
+        }
+        Ok(created)
+    }
+
+    /// What is on record, also while the log is still being read.
+    pub async fn genesis(&self) -> Option<Genesis> {
+        match self.running() {
+            Some(running) => Some(running.genesis.clone()),
+            // While the log is read the identity is locked, and what it was at the start holds.
+            None => match self.identity.try_lock() {
+                Ok(identity) => identity.genesis.clone(),
+                Err(_) => self.born.genesis.clone(),
+            },
+        }
+    }
+
+    /// Reads the log and starts the two threads and the streams to peers.
+    async fn start_engine(&self, identity: &Identity) -> Result<(), RunError> {
+        let no_voter = lockstep_engine::StartError::NoVoter { replica: identity.replica };
+        let Some(genesis) = identity.genesis.clone() else { return Err(no_voter.into()) };
+        let address = self.client_address.clone();
+        let Some(peers) = Peers::new(&genesis, identity.replica, identity.boot, address, &self.metrics) else {
+            return Err(no_voter.into());
+        };
+        let peers = Arc::new(peers);
+        let options = EngineOptions { rules: self.args.rules(), ..EngineOptions::default() };
+        let (disk, copy, clock) = (Arc::clone(&self.disk), identity.clone(), self.clock);
+        let (others, metrics, max_queued_bytes) =
+            (Arc::clone(&peers), Arc::clone(&self.metrics), self.args.max_queued_bytes);
+        let (core, threads) = blocking(move || {
+            let engine = Engine::start(disk, &copy, options, clock.now())?;
+            let status = engine.status(clock.now());
+            tracing::info!("{} of service {}: log up to height {}", status.slot, genesis_of(&copy), status.head);
+            core::start(Parts { engine, clock, peers: others, metrics, max_queued_bytes })
+                .map_err(system("start a thread"))
+        })
+        .await?;
+        let threads = std::sync::Mutex::new(Some(threads));
+        // The identity is locked, so nobody else was faster.
+        let _ = self.running.set(Running { core, peers, genesis, threads });
+        Ok(())
+    }
+
+    /// An engine that does not start ends the process.
+    async fn report(&self, started: Result<(), RunError>) {
+        if let Err(error) = started {
+            let _ = self.fatal.send(error).await;
+        }
+    }
+
+    /// Tells everyone to look elsewhere, hands over if it leads, and answers what is under way.
+    async fn leave(&self, signals: &mut Signals) {
+        tracing::info!("told to stop");
+        self.stage.send_replace(Stage::Leaving);
+        if let Some(running) = self.running() {
+            tokio::select! {
+                () = hand_over_to_anyone(running) => {}
+                () = signals.next() => tracing::warn!("told again: stopping at once"),
+            }
+        }
+        self.stage.send_replace(Stage::Draining);
+    }
+
+    fn stop_threads(&self) {
+        let Some(running) = self.running() else { return };
+        // The thread may be gone, which is what is wanted.
+        let _ = running.core.urgent.send(Urgent::Stop);
+        let threads = running.threads.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        if let Some(threads) = threads {
+            threads.join();
+        }
+    }
+}
+
+fn genesis_of(identity: &Identity) -> String {
+    identity.genesis.as_ref().map(|genesis| genesis.service.to_string()).unwrap_or_default()
+}
+
+async fn hand_over_to_anyone(running: &Running) {
+    let status = running.core.fresh_status().await;
+    if status.role != RoleName::Leader || status.voters.len() == 1 {
+        return;
+    }
+    match timeout(HAND_OVER, hand_over(running, None)).await {
+        Ok(leader) => tracing::info!("handed over to {leader}"),
+        Err(_) => tracing::warn!("nobody took over within {HAND_OVER:?}; the others elect a leader without this one"),
+    }
+}
+
+/// Asks again and again, since the first attempt may come too early, until another replica leads. Gives its slot.
+pub(crate) async fn hand_over(running: &Running, target: Option<Slot>) -> Slot {
+    const AGAIN: Duration = Duration::from_millis(500);
+    let mine = running.peers.slot();
+    let mut status = running.core.status.clone();
+    loop {
+        // A thread that is gone ends the process anyway.
+        let _ = running.core.urgent.send(Urgent::HandOver(target));
+        let other = status.wait_for(|status| status.leader.is_some_and(|leader| leader != mine));
+        if let Ok(Ok(status)) = timeout(AGAIN, other).await
+            && let Some(leader) = status.leader
+        {
+            return leader;
+        }
+    }
+}
+
+impl Token {
+    fn of(args: &Args) -> Result<Token, RunError> {
+        match (&args.admin_token_file, &args.admin_token) {
+            (Some(path), _) => match std::fs::read_to_string(path) {
+                Ok(_) => Ok(Token::File(path.clone())),
+                Err(source) => Err(RunError::Token { path: path.clone(), source }),
+            },
+            (None, Some(token)) => Ok(Token::Value(token.clone())),
+            (None, None) => Ok(Token::None),
+        }
+    }
+}
+
+/// Everything that is served.
+struct Servers {
+    clients: tokio::task::JoinHandle<()>,
+    peers: tokio::task::JoinHandle<()>,
+}
+
+impl Servers {
+    fn start(process: &Arc<Process>, clients: TcpListener, peers: TcpListener, scrapes: TcpListener) -> Servers {
+        let (health, reporter) = health::service();
+        tokio::spawn(health::report(Arc::clone(process), reporter));
+        tokio::spawn(serve_metrics(Arc::clone(process), scrapes));
+        let dialling = Arc::clone(process);
+        tokio::spawn(async move {
+            let running = tokio::select! {
+                running = wait_until_running(&dialling) => running,
+                () = dialling.stopped() => return,
+            };
+            dial_all(&dialling, &running.peers);
+        });
+        Servers {
+            clients: tokio::spawn(serve_clients(Arc::clone(process), clients, health)),
+            peers: tokio::spawn(serve_peers(Arc::clone(process), peers)),
+        }
+    }
+
+    /// Lets requests under way be answered, then closes everything.
+    async fn close(self, process: &Arc<Process>) {
+        if timeout(DRAIN, self.clients).await.is_err() {
+            tracing::info!("some clients are still connected; their requests are answered by the other replicas");
+        }
+        process.stage.send_replace(Stage::Stopped);
+        let _ = timeout(CLOSE, self.peers).await;
+        let stopping = Arc::clone(process);
+        let threads = blocking(move || stopping.stop_threads());
+        if timeout(DRAIN, threads).await.is_err() {
+            tracing::warn!("the disk is slow; not waiting for it any longer");
+        }
+        tracing::info!("stopped");
+    }
+}
+
+async fn wait_until_running(process: &Process) -> &Running {
+    const LOOK: Duration = Duration::from_millis(20);
+    loop {
+        if let Some(running) = process.running() {
+            return running;
+        }
+        sleep(LOOK).await;
+    }
+}
+
+async fn serve_clients<H>(process: Arc<Process>, listener: TcpListener, health: tonic_health::pb::health_server::HealthServer<H>)
+where
+    H: tonic_health::pb::health_server::Health,
+{
+    let limit = Limit {
+        connections: process.args.max_connections,
+        open: process.metrics.client_connections.clone(),
+        refused: process.metrics.client_connections_refused.clone(),
+    };
+    let client = v1::client_server::ClientServer::new(ClientService::new(Arc::clone(&process)))
+        .max_decoding_message_size(limits::FRAME_BYTES_MAX)
+        .max_encoding_message_size(limits::FRAME_BYTES_MAX);
+    let key_value = v1::key_value_server::KeyValueServer::new(KeyValueService { process: Arc::clone(&process) })
+        .max_decoding_message_size(limits::FRAME_BYTES_MAX)
+        .max_encoding_message_size(limits::FRAME_BYTES_MAX);
+    let admin = v1::admin_server::AdminServer::new(AdminService { process: Arc::clone(&process) })
+        .max_decoding_message_size(2 * limits::GENESIS_BYTES_MAX);
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(lockstep_wire::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .with_service_name("lockstep.v1.Client")
+        .with_service_name("lockstep.v1.KeyValue")
+        .with_service_name("lockstep.v1.Admin")
+        .with_service_name("grpc.health.v1.Health")
+        .with_service_name("grpc.reflection.v1.ServerReflection")
+        .build_v1()
+        .expect("the descriptors were made by the build");
+    let served = Server::builder()
+        .max_concurrent_streams(process.args.max_streams)
+        .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
+        .http2_keepalive_interval(Some(CLIENT_PING))
+        .http2_keepalive_timeout(Some(CLIENT_PING))
+        .add_service(client)
+        .add_service(key_value)
+        .add_service(admin)
+        .add_service(health)
+        .add_service(reflection)
+        .serve_with_incoming_shutdown(listen::connections(listener, limit), process.reached(Stage::Draining))
+        .await;
+    if let Err(error) = served {
+        tracing::error!("the client port is not served any more: {error}");
+    }
+}
+
+async fn serve_peers(process: Arc<Process>, listener: TcpListener) {
+    let limit = Limit {
+        connections: process.args.max_connections,
+        open: prometheus_client::metrics::gauge::Gauge::default(),
+        refused: process.metrics.peer_refused.clone(),
+    };
+    let peer = v1::peer_server::PeerServer::new(PeerService { process: Arc::clone(&process) })
+        .max_decoding_message_size(limits::FRAME_BYTES_MAX)
+        .max_encoding_message_size(limits::FRAME_BYTES_MAX);
+    let served = Server::builder()
+        .max_concurrent_streams(process.args.max_streams)
+        .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
+        .http2_keepalive_interval(Some(PEER_PING))
+        .http2_keepalive_timeout(Some(PEER_PONG))
+        .add_service(peer)
+        .serve_with_incoming_shutdown(listen::connections(listener, limit), process.stopped())
+        .await;
+    if let Err(error) = served {
+        tracing::error!("the peer port is not served any more: {error}");
+    }
+}
+
+async fn serve_metrics(process: Arc<Process>, listener: TcpListener) {
+    const SCRAPERS: usize = 64;
+    let limit = Limit {
+        connections: SCRAPERS,
+        open: prometheus_client::metrics::gauge::Gauge::default(),
+        refused: process.metrics.client_connections_refused.clone(),
+    };
+    let routes = tonic::service::Routes::from(metrics::routes(Arc::clone(&process.metrics)));
+    let served = Server::builder()
+        .accept_http1(true)
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(listen::connections(listener, limit), process.stopped())
+        .await;
+    if let Err(error) = served {
+        tracing::error!("metrics are not served any more: {error}");
+    }
+}
+
+/// The signals that end a replica.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, RunError> {
+        let listen = |kind| signal(kind).map_err(system("listen for signals"));
+        Ok(Signals { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// A replica that `lockstep dev` started must not outlive it. The kernel says so on Linux; a look now and then says it
+/// everywhere.
+fn follow_parent(args: &Args) -> Result<(), RunError> {
+    let Some(parent) = args.parent_pid else { return Ok(()) };
+    #[cfg(target_os = "linux")]
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .map_err(|error| system("ask for the parent's death")(error.into()))?;
+    let gone = move || rustix::process::getppid().is_none_or(|pid| pid.as_raw_nonzero().get() != parent);
+    tokio::spawn(async move {
+        while !gone() {
+            sleep(PARENT).await;
+        }
+        eprintln!("lockstep replica: process {parent}, which started this replica, is gone; stopping");
+        std::process::exit(1);
+    });
+    Ok(())
+}
+
+fn system(action: &'static str) -> impl Fn(std::io::Error) -> RunError {
+    move |source| RunError::System { action, source }
+}
+
+/// Runs what waits for the disk.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}

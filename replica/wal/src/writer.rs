@@ -1,0 +1,132 @@
+//! Makes batches durable, one write and one sync each. Raft-like protocols promise nothing before this returns.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::error::{CommitError, IoFailure};
+use crate::format::{self, BLOCK, IDENTIFIER, SEAL_AT, ZEROS, segment_name, slot_at};
+use crate::wal::{Opening, Prepared};
+use crate::{BatchSeq, Disk, Options};
+
+/// The end of a log that the WAL thread holds.
+///
+/// - Commits batches in sequence, each exactly once.
+/// - After a failed write or sync it is poisoned: every later call fails, and the process has to stop.
+pub struct Writer<D> {
+    disk: Arc<D>,
+    options: Options,
+    /// The segment that the last batch went to.
+    segment: u64,
+    /// The file of that segment.
+    name: String,
+    /// The batch that has to come next.
+    next: BatchSeq,
+    /// Segments above `segment` that exist with their full size.
+    spares: BTreeSet<u64>,
+    /// The first failure's text, once there was one.
+    poison: Option<String>,
+}
+
+impl<D: Disk> Writer<D> {
+    pub(crate) fn new(disk: Arc<D>, options: Options, segment: u64, next: BatchSeq, spares: BTreeSet<u64>) -> Self {
+        Writer { disk, options, segment, name: segment_name(segment), next, spares, poison: None }
+    }
+
+    /// Writes a batch and its identifier, and syncs them. Once it returns `Ok` the batch is durable.
+    ///
+    /// The first batch of a segment costs two syncs more, and the zero-filling of the segment if
+    /// [`Writer::allocate_ahead`] was not called in time. Panics if the batch is not the next one.
+    pub fn commit(&mut self, batch: &Prepared) -> Result<(), CommitError> {
+        self.check_poison()?;
+        assert!(batch.seq() == self.next, "batch {} committed where {} has to come", batch.seq(), self.next);
+        match self.try_commit(batch) {
+            Ok(()) => {
+                self.next = BatchSeq(self.next.0 + 1);
+                Ok(())
+            }
+            Err(failure) => Err(self.poison(failure)),
+        }
+    }
+
+    /// Makes sure that the next segment exists, so that [`Writer::commit`] rarely has to wait for it. Cheap if it does.
+    ///
+    /// A full disk does not poison the writer here: nothing was promised, this segment has room left, and the next call
+    /// tries again.
+    pub fn allocate_ahead(&mut self) -> Result<(), CommitError> {
+        self.check_poison()?;
+        match self.allocate(self.segment + 1) {
+            Ok(()) => Ok(()),
+            Err(failure) if failure.is_no_space() => Err(failure.into()),
+            Err(failure) => Err(self.poison(failure)),
+        }
+    }
+
+    fn try_commit(&mut self, batch: &Prepared) -> Result<(), IoFailure> {
+        let identifier = &batch.identifier;
+        if let Some(opening) = &batch.opening {
+            self.begin_segment(identifier.segment, opening)?;
+        }
+        assert!(
+            identifier.segment == self.segment,
+            "batch {} is placed in segment {}",
+            identifier.seq,
+            identifier.segment
+        );
+        let mut slices: Vec<&[u8]> = Vec::with_capacity(batch.pieces.len() + 2);
+        slices.push(&batch.header);
+        slices.extend(batch.pieces.iter().map(|piece| &piece[..]).filter(|piece| !piece.is_empty()));
+        let padding = batch.bytes() - u64::from(identifier.len);
+        if padding > 0 {
+            slices.push(&ZEROS[..padding as usize]);
+        }
+        let slot_padding = &ZEROS[IDENTIFIER + identifier.note.len()..];
+        let slot: [&[u8]; 3] = [&batch.identifier_head, &identifier.note, slot_padding];
+        // Data before identifier: if the process is killed between the two, the batch is torn and not faulty.
+        let parts: [(u64, &[&[u8]]); 2] = [(identifier.offset, &slices), (slot_at(identifier.seq), &slot)];
+        self.disk.write_at(&self.name, &parts).map_err(IoFailure::of("write", &self.name))?;
+        self.disk.sync(&self.name).map_err(IoFailure::of("sync", &self.name))
+    }
+
+    /// The order matters: a header proves that all before it was durable, a seal proves that the header was.
+    fn begin_segment(&mut self, segment: u64, opening: &Opening) -> Result<(), IoFailure> {
+        assert!(segment == self.segment + 1, "segment {segment} begun after {}", self.segment);
+        self.allocate(segment)?;
+        let name = segment_name(segment);
+        let header: [&[u8]; 2] = [&opening.header, &ZEROS[format::SEGMENT_HEADER..]];
+        self.disk.write_at(&name, &[(0, &header)]).map_err(IoFailure::of("write", &name))?;
+        self.disk.sync(&name).map_err(IoFailure::of("sync", &name))?;
+        let seal: [&[u8]; 2] = [&opening.seal, &ZEROS[format::SEAL..BLOCK as usize]];
+        self.disk.write_at(&self.name, &[(SEAL_AT, &seal)]).map_err(IoFailure::of("write", &self.name))?;
+        self.disk.sync(&self.name).map_err(IoFailure::of("sync", &self.name))?;
+        self.spares.remove(&segment);
+        self.segment = segment;
+        self.name = name;
+        Ok(())
+    }
+
+    fn allocate(&mut self, segment: u64) -> Result<(), IoFailure> {
+        if self.spares.contains(&segment) {
+            return Ok(());
+        }
+        let name = segment_name(segment);
+        if let Err(error) = self.disk.allocate(&name, self.options.segment_bytes) {
+            // What is there of it, if anything, would be in the way of the next attempt and takes the space that is short.
+            let _ = self.disk.remove(&name);
+            return Err(IoFailure::of("allocate", &name)(error));
+        }
+        self.spares.insert(segment);
+        Ok(())
+    }
+
+    fn check_poison(&self) -> Result<(), CommitError> {
+        match &self.poison {
+            None => Ok(()),
+            Some(cause) => Err(CommitError::Poisoned { cause: cause.clone() }),
+        }
+    }
+
+    fn poison(&mut self, failure: IoFailure) -> CommitError {
+        self.poison = Some(failure.to_string());
+        failure.into()
+    }
+}

@@ -1,0 +1,226 @@
+//! What a replica says about itself, with types: [`ReplicaStatus`] ↔ [`v1::StatusResponse`].
+//!
+//! A replica builds it, the operator, the command line and tests read it.
+
+use core::fmt;
+use core::time::Duration;
+
+use bytes::Bytes;
+use lockstep_types::{Digest, Epoch, Genesis, Height, ReplicaId, ServiceId, Slot, View};
+
+use crate::convert::{self, WireError};
+use crate::v1;
+
+/// What a replica is and knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicaStatus {
+    /// Its identity, minted with its data directory.
+    pub replica: ReplicaId,
+    /// The service; none before genesis.
+    pub service: Option<ServiceId>,
+    /// The release that it runs.
+    pub version: String,
+    /// Starts of this identity, from 1.
+    pub boot: u64,
+    /// Its part in its view.
+    pub role: Role,
+    /// Its view; [`View::ZERO`] before genesis.
+    pub view: View,
+    /// Its slot; none if it does not vote.
+    pub slot: Option<Slot>,
+    /// The configuration that it knows; none before genesis.
+    pub epoch: Option<Epoch>,
+    /// Who leads, as it knows.
+    pub leader: Option<ReplicaId>,
+    /// The highest block of its log.
+    pub head: Height,
+    /// The highest block that it knows to be committed, at most `head`.
+    pub committed: Height,
+    /// The highest block that it executed, at most `committed`.
+    pub applied: Height,
+    /// The leader's head as last heard.
+    pub leader_head: Option<Height>,
+    /// How long ago the leader was heard.
+    pub leader_heard: Option<Duration>,
+    /// Why it is not ready; none if it is: a voter of the current epoch, caught up, the leader heard recently.
+    pub not_ready: Option<String>,
+    /// The genesis that it started from.
+    pub genesis: Option<Genesis>,
+    /// The voters of the epoch, by slot.
+    pub voters: Vec<VoterStatus>,
+    /// The rolling execution digest at `applied`.
+    pub digest: Option<Digest>,
+    /// The built-in state machine; empty before genesis.
+    pub state_machine: String,
+    /// Time since the process started.
+    pub uptime: Duration,
+}
+
+impl ReplicaStatus {
+    /// Whether it is ready to serve.
+    pub fn is_ready(&self) -> bool {
+        self.not_ready.is_none()
+    }
+
+    /// Blocks that the leader has and this replica has not applied. 0 while no leader was heard.
+    pub fn lag(&self) -> u64 {
+        self.leader_head.map_or(0, |head| head.above(self.applied))
+    }
+}
+
+/// A replica's part in its view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// Before genesis, or not a voter.
+    None,
+    /// Follows a leader.
+    Follower,
+    /// Left its view, waits for the next one.
+    Candidate,
+    /// Leads.
+    Leader,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Role::None => "none",
+            Role::Follower => "follower",
+            Role::Candidate => "candidate",
+            Role::Leader => "leader",
+        })
+    }
+}
+
+/// A voter as another replica sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VoterStatus {
+    /// Its identity.
+    pub replica: ReplicaId,
+    /// Its slot.
+    pub slot: Slot,
+    /// On the leader: the height that it acknowledged. Else zero.
+    pub acknowledged: Height,
+    /// On the leader: it answered recently.
+    pub connected: bool,
+}
+
+impl From<Role> for v1::Role {
+    fn from(role: Role) -> Self {
+        match role {
+            Role::None => v1::Role::None,
+            Role::Follower => v1::Role::Follower,
+            Role::Candidate => v1::Role::Candidate,
+            Role::Leader => v1::Role::Leader,
+        }
+    }
+}
+
+impl From<v1::Role> for Role {
+    fn from(role: v1::Role) -> Self {
+        match role {
+            v1::Role::None => Role::None,
+            v1::Role::Follower => Role::Follower,
+            v1::Role::Candidate => Role::Candidate,
+            v1::Role::Leader => Role::Leader,
+        }
+    }
+}
+
+impl From<ReplicaStatus> for v1::StatusResponse {
+    fn from(status: ReplicaStatus) -> Self {
+        v1::StatusResponse {
+            replica_id: convert::id_bytes(status.replica.as_bytes()),
+            service_id: status.service.map(|id| convert::id_bytes(id.as_bytes())).unwrap_or_default(),
+            version: status.version,
+            boot: status.boot,
+            role: v1::Role::from(status.role).into(),
+            view_round: status.view.round,
+            view_leader_slot: status.view.leader.get(),
+            slot: status.slot.map_or(0, Slot::get),
+            epoch: status.epoch.map_or(0, Epoch::get),
+            leader_id: status.leader.map(|id| convert::id_bytes(id.as_bytes())).unwrap_or_default(),
+            head: status.head.get(),
+            committed: status.committed.get(),
+            applied: status.applied.get(),
+            leader_head: status.leader_head.map_or(0, Height::get),
+            leader_heard_ms: status.leader_heard.map(millis),
+            ready: status.not_ready.is_none(),
+            not_ready_reason: status.not_ready.unwrap_or_default(),
+            genesis: status.genesis.map(|genesis| Bytes::from(genesis.encode())).unwrap_or_default(),
+            voters: status.voters.into_iter().map(v1::Voter::from).collect(),
+            digest: status.digest.map(|digest| convert::digest_bytes(&digest)).unwrap_or_default(),
+            state_machine: status.state_machine,
+            uptime_ms: millis(status.uptime),
+        }
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl TryFrom<v1::StatusResponse> for ReplicaStatus {
+    type Error = WireError;
+
+    fn try_from(status: v1::StatusResponse) -> Result<Self, WireError> {
+        let role = v1::Role::try_from(status.role)
+            .map_err(|_| WireError::Unknown { field: "role", value: status.role })?
+            .into();
+        let genesis = (!status.genesis.is_empty())
+            .then(|| Genesis::decode(status.genesis))
+            .transpose()
+            .map_err(|error| WireError::Decode { field: "genesis", error })?;
+        let not_ready = match (status.ready, status.not_ready_reason) {
+            (true, _) => None,
+            (false, reason) if reason.is_empty() => Some("no reason given".to_owned()),
+            (false, reason) => Some(reason),
+        };
+        Ok(ReplicaStatus {
+            replica: convert::replica_id("replica_id", &status.replica_id)?,
+            service: convert::service_id("service_id", &status.service_id)?,
+            version: status.version,
+            boot: status.boot,
+            role,
+            view: View::new(status.view_round, Slot::new(status.view_leader_slot)),
+            slot: (status.slot != 0).then(|| Slot::new(status.slot)),
+            epoch: (status.epoch != 0).then(|| Epoch::new(status.epoch)),
+            leader: convert::optional_replica_id("leader_id", &status.leader_id)?,
+            head: Height::new(status.head),
+            committed: Height::new(status.committed),
+            applied: Height::new(status.applied),
+            leader_head: (status.leader_head != 0).then(|| Height::new(status.leader_head)),
+            leader_heard: status.leader_heard_ms.map(Duration::from_millis),
+            not_ready,
+            genesis,
+            voters: status.voters.into_iter().map(VoterStatus::try_from).collect::<Result<_, _>>()?,
+            digest: (!status.digest.is_empty()).then(|| convert::digest("digest", &status.digest)).transpose()?,
+            state_machine: status.state_machine,
+            uptime: Duration::from_millis(status.uptime_ms),
+        })
+    }
+}
+
+impl From<VoterStatus> for v1::Voter {
+    fn from(voter: VoterStatus) -> Self {
+        v1::Voter {
+            replica_id: convert::id_bytes(voter.replica.as_bytes()),
+            slot: voter.slot.get(),
+            acknowledged: voter.acknowledged.get(),
+            connected: voter.connected,
+        }
+    }
+}
+
+impl TryFrom<v1::Voter> for VoterStatus {
+    type Error = WireError;
+
+    fn try_from(voter: v1::Voter) -> Result<Self, WireError> {
+        Ok(VoterStatus {
+            replica: convert::replica_id("voter.replica_id", &voter.replica_id)?,
+            slot: Slot::new(voter.slot),
+            acknowledged: Height::new(voter.acknowledged),
+            connected: voter.connected,
+        })
+    }
+}
