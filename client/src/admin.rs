@@ -5,9 +5,9 @@ use std::future::Future;
 use std::time::Duration;
 
 use bytes::Bytes;
-use lockstep_types::{Genesis, ReplicaId};
-use lockstep_wire::v1::admin_client;
-use lockstep_wire::{ReplicaStatus, convert, limits, v1};
+use lockstep_types::{Genesis, ReplicaId, ServiceId};
+use lockstep_wire::v1::{admin_client, client_client};
+use lockstep_wire::{Leader, ReplicaStatus, WireError, convert, limits, v1};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
@@ -95,6 +95,26 @@ impl AdminClient {
         convert::replica_id("leader_id", &answer.leader_id).map_err(|error| self.other(error.to_string()))
     }
 
+    /// Who leads and who votes, as this replica knows it, with the addresses of their client APIs.
+    ///
+    /// # Errors
+    /// See [`AdminError`].
+    pub async fn locate(&self) -> Result<Located, AdminError> {
+        let mut client = client_client::ClientClient::new(self.channel.clone());
+        let request = Request::new(v1::LocateRequest {});
+        let answer = self.call(ADMIN_TIMEOUT, client.locate(request)).await?;
+        self.located(answer).map_err(|error| self.other(format!("its answer makes no sense: {error}")))
+    }
+
+    fn located(&self, answer: v1::LocateResponse) -> Result<Located, WireError> {
+        let voters = answer.voters.into_iter().map(|voter| convert::leader(Some(voter)));
+        Ok(Located {
+            service: convert::service_id("service_id", &answer.service_id)?,
+            leader: convert::leader(answer.leader)?,
+            voters: voters.filter_map(Result::transpose).collect::<Result<_, _>>()?,
+        })
+    }
+
     /// What the replica's health service says of the whole replica (service name ``).
     ///
     /// # Errors
@@ -160,6 +180,17 @@ impl AdminClient {
     fn other(&self, reason: String) -> AdminError {
         AdminError::Other { address: self.address.clone(), reason }
     }
+}
+
+/// What a replica knows of its service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Located {
+    /// The service; none before genesis.
+    pub service: Option<ServiceId>,
+    /// Who leads, if that is known.
+    pub leader: Option<Leader>,
+    /// All voters whose addresses it knows.
+    pub voters: Vec<Leader>,
 }
 
 /// What a health service says.

@@ -23,11 +23,11 @@ mod error;
 mod kv;
 mod pool;
 
-pub use admin::{ADMIN_TIMEOUT, AdminClient, HAND_OVER_TIMEOUT, Health, health};
+pub use admin::{ADMIN_TIMEOUT, AdminClient, HAND_OVER_TIMEOUT, Health, Located, health};
 pub use client::{Client, ClientOptions, Resolution, TIMEOUT};
 pub use error::{AdminError, ClientError};
 pub use kv::{CasOutcome, Kv};
 pub use lockstep_session::Ticket;
 pub use lockstep_types::kv::{Expected, Versioned};
-pub use lockstep_wire::{ReplicaStatus, Role, VoterStatus};
+pub use lockstep_wire::{Leader, ReplicaStatus, Role, VoterStatus};
 pub use tonic::Code;

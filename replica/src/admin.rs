@@ -170,10 +170,7 @@ impl v1::admin_server::Admin for AdminService {
         }
     }
 
-    async fn hand_over(
-        &self,
-        request: Request<v1::HandOverRequest>,
-    ) -> Result<Response<v1::HandOverResponse>, Status> {
+    async fn hand_over(&self, request: Request<v1::HandOverRequest>) -> Result<Response<v1::HandOverResponse>, Status> {
         self.authorize(&request).await?;
         let Some(running) = self.process.running() else {
             return Err(Status::unavailable("this replica has no genesis yet; it cannot lead"));

@@ -139,7 +139,10 @@ impl Args {
             return wrong("--max-queued-bytes", why);
         }
         if self.max_connections == 0 || self.max_streams == 0 || self.max_stream_requests == 0 {
-            return wrong("--max-connections, --max-streams and --max-stream-requests", "must be at least 1".to_owned());
+            return wrong(
+                "--max-connections, --max-streams and --max-stream-requests",
+                "must be at least 1".to_owned(),
+            );
         }
         for address in self.peers.iter().chain(&self.advertise_client) {
             let port = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));

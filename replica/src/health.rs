@@ -8,9 +8,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::server::{HealthReporter, health_reporter};
-use tonic_health::ServingStatus;
 
 use crate::process::{Process, Stage};
 

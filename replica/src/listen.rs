@@ -23,7 +23,11 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// Pause after a failed accept: too many open files, most likely.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-pub(crate) async fn bind(who: &'static str, address: SocketAddr, option: &'static str) -> Result<TcpListener, RunError> {
+pub(crate) async fn bind(
+    who: &'static str,
+    address: SocketAddr,
+    option: &'static str,
+) -> Result<TcpListener, RunError> {
     TcpListener::bind(address).await.map_err(|source| RunError::Listen { who, address, option, source })
 }
 
@@ -57,12 +61,8 @@ pub(crate) fn connections(listener: TcpListener, limit: Limit) -> impl Stream<It
                 tracing::debug!("connection without TCP_NODELAY: {error}");
             }
             limit.open.inc();
-            let connection = Connection {
-                stream,
-                silent: Some(Box::pin(sleep(SILENCE))),
-                open: limit.open.clone(),
-                _place: place,
-            };
+            let connection =
+                Connection { stream, silent: Some(Box::pin(sleep(SILENCE))), open: limit.open.clone(), _place: place };
             return Some((Ok(connection), (listener, places, limit)));
         }
     })

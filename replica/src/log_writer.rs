@@ -35,12 +35,7 @@ pub(crate) fn start<D: Disk>(
     Ok((batches, thread))
 }
 
-fn write<D: Disk>(
-    mut writer: Writer<D>,
-    queue: &Receiver<Batch>,
-    done: &UnboundedSender<Urgent>,
-    metrics: &Metrics,
-) {
+fn write<D: Disk>(mut writer: Writer<D>, queue: &Receiver<Batch>, done: &UnboundedSender<Urgent>, metrics: &Metrics) {
     let mut ahead = Ahead::Due;
     loop {
         let batch = match queue.recv_timeout(if ahead == Ahead::Due { IDLE } else { Duration::MAX }) {

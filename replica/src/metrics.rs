@@ -139,35 +139,99 @@ impl Metrics {
 
     fn register(&mut self) {
         let registry = &mut self.registry;
-        registry.register("view_round", "Round of the current view; each new leader has a higher one", self.view_round.clone());
+        registry.register(
+            "view_round",
+            "Round of the current view; each new leader has a higher one",
+            self.view_round.clone(),
+        );
         registry.register("is_leader", "1 if this replica leads", self.is_leader.clone());
         registry.register("role", "1 for the role of this replica in its view, 0 for the others", self.role.clone());
-        registry.register("ready", "1 if this replica is caught up and has a leader: it should get requests", self.ready.clone());
+        registry.register(
+            "ready",
+            "1 if this replica is caught up and has a leader: it should get requests",
+            self.ready.clone(),
+        );
         registry.register("head_height", "Height of the highest block in the log", self.head.clone());
-        registry.register("committed_height", "Height up to which blocks are known to be committed", self.committed.clone());
+        registry.register(
+            "committed_height",
+            "Height up to which blocks are known to be committed",
+            self.committed.clone(),
+        );
         registry.register("applied_height", "Height up to which blocks are executed", self.applied.clone());
-        registry.register("lag_blocks", "Blocks that the leader has and this replica has not executed", self.lag.clone());
+        registry.register(
+            "lag_blocks",
+            "Blocks that the leader has and this replica has not executed",
+            self.lag.clone(),
+        );
         registry.register("sessions", "Client sessions that are alive", self.sessions.clone());
-        registry.register("session_reply_bytes", "Bytes of replies kept for clients that ask again", self.reply_bytes.clone());
+        registry.register(
+            "session_reply_bytes",
+            "Bytes of replies kept for clients that ask again",
+            self.reply_bytes.clone(),
+        );
         registry.register("keys", "Keys in the state machine's store", self.keys.clone());
         registry.register("open_requests", "Client requests that wait for an answer here", self.open_requests.clone());
         registry.register("queued_bytes", "Bytes of blocks that wait for the disk", self.queued_bytes.clone());
-        registry.register("executed", "Requests that the state machine executed since the start, those of a replayed log included", self.executed.clone());
-        registry.register("answered_from_table", "Requests that were sent again and answered as before, without executing them", self.answered_from_table.clone());
-        registry.register("session_evictions", "Sessions that ended because too many were open", self.evictions.clone());
+        registry.register(
+            "executed",
+            "Requests that the state machine executed since the start, those of a replayed log included",
+            self.executed.clone(),
+        );
+        registry.register(
+            "answered_from_table",
+            "Requests that were sent again and answered as before, without executing them",
+            self.answered_from_table.clone(),
+        );
+        registry.register(
+            "session_evictions",
+            "Sessions that ended because too many were open",
+            self.evictions.clone(),
+        );
         registry.register("requests", "Client requests that arrived here, by kind", self.requests.clone());
         registry.register("refusals", "Client requests that were refused here, by reason", self.refusals.clone());
-        registry.register("commit_seconds", "Time from a command's arrival here to its answer: committed by a quorum and executed", self.commit_seconds.clone());
-        registry.register("read_seconds", "Time from a linearizable read's arrival here to its answer", self.read_seconds.clone());
-        registry.register("requests_per_sync", "Commands that one sync of the log made durable", self.requests_per_sync.clone());
-        registry.register("wal_sync_seconds", "Time to write and sync one batch of the log", self.wal_sync_seconds.clone());
+        registry.register(
+            "commit_seconds",
+            "Time from a command's arrival here to its answer: committed by a quorum and executed",
+            self.commit_seconds.clone(),
+        );
+        registry.register(
+            "read_seconds",
+            "Time from a linearizable read's arrival here to its answer",
+            self.read_seconds.clone(),
+        );
+        registry.register(
+            "requests_per_sync",
+            "Commands that one sync of the log made durable",
+            self.requests_per_sync.clone(),
+        );
+        registry.register(
+            "wal_sync_seconds",
+            "Time to write and sync one batch of the log",
+            self.wal_sync_seconds.clone(),
+        );
         registry.register("wal_bytes", "Bytes written to the log", self.wal_bytes.clone());
-        registry.register("peers_connected", "Other replicas that this one has a stream to", self.peers_connected.clone());
+        registry.register(
+            "peers_connected",
+            "Other replicas that this one has a stream to",
+            self.peers_connected.clone(),
+        );
         registry.register("peer_messages_sent", "Messages handed to streams to other replicas", self.peer_sent.clone());
-        registry.register("peer_messages_dropped", "Messages dropped because the queue to a connected replica was full", self.peer_dropped.clone());
-        registry.register("peer_streams_refused", "Streams of other replicas that were refused", self.peer_refused.clone());
+        registry.register(
+            "peer_messages_dropped",
+            "Messages dropped because the queue to a connected replica was full",
+            self.peer_dropped.clone(),
+        );
+        registry.register(
+            "peer_streams_refused",
+            "Streams of other replicas that were refused",
+            self.peer_refused.clone(),
+        );
         registry.register("client_connections", "Connections of clients", self.client_connections.clone());
-        registry.register("client_connections_refused", "Connections closed because there were too many", self.client_connections_refused.clone());
+        registry.register(
+            "client_connections_refused",
+            "Connections closed because there were too many",
+            self.client_connections_refused.clone(),
+        );
         registry.register("client_streams", "Request streams of clients", self.client_streams.clone());
     }
 

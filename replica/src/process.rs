@@ -58,6 +58,8 @@ pub(crate) struct Process {
     /// As it was at the start: replica and boot never change.
     pub born: Identity,
     running: OnceLock<Running>,
+    /// Whether `running` is set.
+    started: watch::Sender<bool>,
     stage: watch::Sender<Stage>,
     fatal: mpsc::Sender<RunError>,
 }
@@ -123,6 +125,7 @@ pub(crate) async fn run(args: Args) -> Result<(), RunError> {
         identity: Mutex::new(born.clone()),
         born,
         running: OnceLock::new(),
+        started: watch::channel(false).0,
         stage: watch::channel(Stage::Up).0,
         fatal,
         args,
@@ -195,9 +198,9 @@ impl Process {
         let expected = match &self.token {
             Token::None => return Err("this replica has no admin token; start it with --admin-token-file".to_owned()),
             Token::Value(token) => token.clone(),
-            Token::File(path) => tokio::fs::read_to_string(path)
-                .await
-                .map_err(|error| format!("this replica cannot read its admin token from {}: {error}", path.display()))?,
+            Token::File(path) => tokio::fs::read_to_string(path).await.map_err(|error| {
+                format!("this replica cannot read its admin token from {}: {error}", path.display())
+            })?,
         };
         let expected = expected.trim();
         // Digests have one length, whatever was given.
@@ -256,6 +259,7 @@ impl Process {
         let threads = std::sync::Mutex::new(Some(threads));
         // The identity is locked, so nobody else was faster.
         let _ = self.running.set(Running { core, peers, genesis, threads });
+        self.started.send_replace(true);
         Ok(())
     }
 
@@ -348,11 +352,14 @@ impl Servers {
         tokio::spawn(serve_metrics(Arc::clone(process), scrapes));
         let dialling = Arc::clone(process);
         tokio::spawn(async move {
-            let running = tokio::select! {
-                running = wait_until_running(&dialling) => running,
+            let mut started = dialling.started.subscribe();
+            tokio::select! {
+                _ = started.wait_for(|started| *started) => {}
                 () = dialling.stopped() => return,
-            };
-            dial_all(&dialling, &running.peers);
+            }
+            if let Some(running) = dialling.running() {
+                dial_all(&dialling, &running.peers);
+            }
         });
         Servers {
             clients: tokio::spawn(serve_clients(Arc::clone(process), clients, health)),
@@ -376,18 +383,11 @@ impl Servers {
     }
 }
 
-async fn wait_until_running(process: &Process) -> &Running {
-    const LOOK: Duration = Duration::from_millis(20);
-    loop {
-        if let Some(running) = process.running() {
-            return running;
-        }
-        sleep(LOOK).await;
-    }
-}
-
-async fn serve_clients<H>(process: Arc<Process>, listener: TcpListener, health: tonic_health::pb::health_server::HealthServer<H>)
-where
+async fn serve_clients<H>(
+    process: Arc<Process>,
+    listener: TcpListener,
+    health: tonic_health::pb::health_server::HealthServer<H>,
+) where
     H: tonic_health::pb::health_server::Health,
 {
     let limit = Limit {

@@ -1,2 +1,57 @@
-//! The command line.
-fn main() {}
+//! The command line of Lockstep: read and write a service, look at its replicas, write without pause, run one locally.
+//!
+//! Exit codes: 0 it worked; 1 it failed, or a key is missing or not as expected; 2 the command makes no sense.
+//! Not here: retry and fail-over (crate `client`).
+
+mod dev;
+mod error;
+mod kv;
+mod load;
+mod options;
+mod status;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use crate::error::CliError;
+
+/// Read and write a Lockstep service, look at its replicas, run one locally.
+#[derive(Debug, Parser)]
+#[command(name = "lockstep", version, propagate_version = true, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Read and write keys of a key-value service.
+    Kv(kv::KvArgs),
+    /// Show what each replica says about itself.
+    Status(status::StatusArgs),
+    /// Write without pause, then verify that each write was executed exactly once.
+    Load(load::LoadArgs),
+    /// Run a whole service on this machine.
+    Dev(dev::DevArgs),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let done = match cli.command {
+        Command::Kv(args) => kv::run(args).await,
+        Command::Status(args) => status::run(args).await,
+        Command::Load(args) => load::run(args).await,
+        Command::Dev(args) => dev::run(args).await,
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lockstep: {error}");
+            ExitCode::from(error.code())
+        }
+    }
+}

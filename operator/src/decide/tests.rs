@@ -416,7 +416,7 @@ fn reason_with_figures_is_left_out_of_what_stands_in_the_status() {
 }
 
 /// Every combination of states and templates for `n` pods.
-fn every(n: usize, states: &[State], check: &mut dyn FnMut(&[(State, bool)])) {
+fn every(n: usize, states: &[State], check: &mut impl FnMut(&[(State, bool)])) {
     let options: Vec<(State, bool)> = states.iter().flat_map(|state| [(*state, N), (*state, O)]).collect();
     let total = options.len().pow(u32::try_from(n).expect("small"));
     for mut number in 0..total {

@@ -40,6 +40,9 @@ pub enum StartError {
     /// Its log refuses.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// Its identity cannot be kept.
+    #[error(transparent)]
+    Identity(#[from] crate::identity::IdentityError),
     /// Its state machine refuses.
     #[error(transparent)]
     Machine(#[from] MachineError),
@@ -82,6 +85,8 @@ pub struct Output {
     pub send: Vec<Outgoing>,
     /// A batch for the log's writer. There is never more than one under way.
     pub write: Option<Prepared>,
+    /// Client commands in that batch, for metrics.
+    pub write_commands: usize,
     /// Answers for clients.
     pub replies: Vec<(Token, Answer)>,
     /// What was executed, for those who check: block and commands that ran, in order.
@@ -143,7 +148,8 @@ impl<D: Disk> Engine<D> {
         let config = genesis.configuration();
         let Some(me) = config.slot_of(identity.replica) else { return Err(no_voter) };
         let executor = Executor::new(genesis)?;
-        let (log, recovered) = Log::open(disk, genesis, identity.replica, options.wal)?;
+        let (log, recovered) = Log::open(Arc::clone(&disk), genesis, identity.replica, options.wal)?;
+        identity.note_log(&*disk)?;
         let (election, window) = (options.rules.election, options.rules.window);
         let core = Replica::start(genesis.service, config, me, options.rules, recovered, now);
         Ok(Engine {
@@ -202,6 +208,7 @@ impl<D: Disk> Engine<D> {
         self.answer_reads();
         self.serve_blocks()?;
         self.out.write = self.log.next_batch();
+        self.out.write_commands = self.log.syncing_commands();
         self.out.wake_at = if more { now } else { self.core.deadline().min(self.requests.deadline()) };
         Ok(std::mem::take(&mut self.out))
     }

@@ -1,7 +1,8 @@
 //! Who a data directory is. Minted with the directory, never the pod's ordinal: an empty disk is a new replica (DESIGN §2.5).
 //!
-//! One small file, replaced whole: format version, replica id, number of starts, genesis or none, digest of all that. A
-//! directory that holds a log but no identity is refused: something was lost, and a fresh start would forget a promise.
+//! One small file, replaced whole: format version, replica id, number of starts, genesis or none, whether a log was begun,
+//! digest of all that. A directory that holds a log but no identity is refused, and so is one whose log is gone: a fresh
+//! start would forget a promise.
 
 use bytes::Bytes;
 use lockstep_types::codec::{Reader, Writer};
@@ -23,6 +24,8 @@ pub struct Identity {
     pub boot: u64,
     /// The service that this replica was born into, once it is known. Never another.
     pub genesis: Option<Genesis>,
+    /// A log was begun in this directory, and must be there.
+    pub logged: bool,
 }
 
 /// Why a data directory cannot be used.
@@ -64,6 +67,15 @@ pub enum IdentityError {
         /// One of the files found.
         file: String,
     },
+    /// The log that this identity wrote is gone.
+    #[error(
+        "the log of replica {replica} is gone from the data directory; without it the replica would break promises that it \
+         made: restore nothing, give it an empty directory so that it joins as a new replica"
+    )]
+    LogLost {
+        /// The replica.
+        replica: ReplicaId,
+    },
     /// Another genesis than the one this replica was born with.
     #[error("this replica belongs to service {ours}; it refuses the genesis of {theirs}")]
     OtherGenesis {
@@ -100,11 +112,14 @@ impl Identity {
         let files = disk.list().map_err(|source| IdentityError::Disk { action: "look for", source })?;
         let mut identity = if files.iter().any(|file| file == FILE) {
             Self::load(disk)?
-        } else if let Some(file) = files.iter().find(|file| file.ends_with(".wal")) {
+        } else if let Some(file) = files.iter().find(|file| lockstep_wal::is_segment(file)) {
             return Err(IdentityError::Lost { file: file.clone() });
         } else {
-            Identity { replica: ReplicaId::from_bytes(random), boot: 0, genesis: None }
+            Identity { replica: ReplicaId::from_bytes(random), boot: 0, genesis: None, logged: false }
         };
+        if identity.logged && !files.iter().any(|file| lockstep_wal::is_segment(file)) {
+            return Err(IdentityError::LogLost { replica: identity.replica });
+        }
         identity.boot += 1;
         identity.store(disk)?;
         Ok(identity)
@@ -133,6 +148,14 @@ impl Identity {
         Ok(true)
     }
 
+    /// Notes that the log was begun.
+    ///
+    /// # Errors
+    /// A disk that fails.
+    pub(crate) fn note_log(&self, disk: &impl Disk) -> Result<(), IdentityError> {
+        if self.logged { Ok(()) } else { Identity { logged: true, ..self.clone() }.store(disk) }
+    }
+
     fn store(&self, disk: &impl Disk) -> Result<(), IdentityError> {
         let mut out = Writer::default();
         out.u16(FORMAT_VERSION).raw(self.replica.as_bytes()).u64(self.boot);
@@ -140,6 +163,7 @@ impl Identity {
             None => out.u8(0),
             Some(genesis) => out.u8(1).bytes(&genesis.encode()),
         };
+        out.u8(self.logged.into());
         let mut bytes = out.finish();
         bytes.extend_from_slice(Digest::of(&bytes).as_bytes());
         disk.replace(FILE, &bytes).map_err(|source| IdentityError::Disk { action: "write", source })
@@ -178,7 +202,8 @@ impl Identity {
             1 => Some(Genesis::decode(reader.bytes("genesis")?)?),
             tag => return Err(DecodeError::UnknownTag { what: "genesis flag", tag }),
         };
+        let logged = reader.u8("log flag")? != 0;
         reader.finish("identity")?;
-        Ok(Identity { replica, boot, genesis })
+        Ok(Identity { replica, boot, genesis, logged })
     }
 }

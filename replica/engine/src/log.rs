@@ -50,6 +50,8 @@ pub struct Log<D: Disk> {
     queued_bytes: usize,
     /// The batch under way, its last record.
     syncing: Option<(BatchSeq, RecordSeq)>,
+    /// Client commands in that batch.
+    syncing_commands: usize,
     durable: RecordSeq,
     /// The newest promises queued, and the head: what the second copy in each batch repeats (PROTOCOL §8).
     note: Note,
@@ -113,6 +115,7 @@ impl<D: Disk> Log<D> {
             queue: Vec::new(),
             queued_bytes: 0,
             syncing: None,
+            syncing_commands: 0,
             durable: RecordSeq::ZERO,
             note,
         };
@@ -161,6 +164,7 @@ impl<D: Disk> Log<D> {
         let last = batch.last().expect("the queue is not empty").0;
         let mut blocks = Vec::with_capacity(batch.len());
         let mut records = Vec::with_capacity(batch.len());
+        self.syncing_commands = 0;
         for (_, record) in batch {
             self.note.take(&record);
             blocks.push(match &record {
@@ -168,6 +172,7 @@ impl<D: Disk> Log<D> {
                 Record::Promise(_) => None,
             });
             if let Record::Block(block) = &record {
+                self.syncing_commands += commands(block);
                 self.queued_bytes -= block.body().len();
             }
             records.push(encode(record));
@@ -190,6 +195,11 @@ impl<D: Disk> Log<D> {
         assert!(seq == batch, "batch {batch} was written, {seq} is being synced");
         self.durable = last;
         last
+    }
+
+    /// Client commands in the batch under way.
+    pub fn syncing_commands(&self) -> usize {
+        self.syncing_commands
     }
 
     /// The last record that is on the disk.
@@ -241,6 +251,11 @@ pub enum ReadError {
         /// What is wrong with it.
         source: DecodeError,
     },
+}
+
+/// How many commands a block holds: what its body starts with.
+fn commands(block: &Block) -> usize {
+    Bits::new(block.body().clone()).u32("command count").map_or(0, |count| count as usize)
 }
 
 fn record_size(record: &Record) -> usize {

@@ -178,7 +178,7 @@ impl Plan {
         Plan {
             replicas,
             rules,
-            segment_bytes: random.pick(&[256, 256, 512, 1024]) << 10,
+            segment_bytes: random.pick(&[512, 512, 1024, 2048]) << 10,
             sessions_max: random.pick(&[2, 6, 4096]),
             reply_bytes_max: random.pick(&[500, 64 << 20]),
             chaos: random.between(8, 20) * SECOND,
@@ -227,6 +227,6 @@ impl fmt::Display for Plan {
             ("client crash", client_crash),
             ("client cut", client_cut),
         ];
-        faults.iter().filter_map(|(name, mean)| Some((name, (*mean)?))).try_for_each(|(name, mean)| write!(f, " {name} {mean}"))
+        faults.iter().filter_map(|(name, mean)| mean.map(|mean| (name, mean))).try_for_each(|(name, mean)| write!(f, " {name} {mean}"))
     }
 }

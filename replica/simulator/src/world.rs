@@ -1,6 +1,6 @@
 //! Replicas, clients, network, disks and clocks of one run, and the one queue of events that drives them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use lockstep_session::{
 };
 use lockstep_types::kv::{Expected, KvRequest};
 use lockstep_types::{
-    Command, Epoch, FaultModel, Genesis, Height, LogTime, Outcome as LogOutcome, ReplicaId, ServiceId, Slot, View,
+    Epoch, FaultModel, Genesis, Height, LogTime, Outcome as LogOutcome, ReplicaId, ServiceId, Slot, View,
 };
 use lockstep_wal::{BatchSeq, WalId, Writer};
 
@@ -53,6 +53,8 @@ pub(crate) struct World {
     peers_busy: Vec<Vec<Micros>>,
     doors_busy: Vec<Vec<(Micros, Micros)>>,
     phase: Phase,
+    /// What clients still have to take: client, generation, input. The first is being taken.
+    inputs: VecDeque<(usize, u64, Input)>,
     /// Rounds asked about in pre-checks, by replica.
     asked: Vec<u64>,
 }
@@ -187,6 +189,7 @@ impl World {
             peers_busy: vec![vec![0; count]; count],
             doors_busy: vec![vec![(0, 0); count]; clients.len()],
             phase: Phase::Chaos,
+            inputs: VecDeque::new(),
             asked: vec![0; count],
             clients,
             plan,
@@ -684,6 +687,21 @@ impl World {
     // Clients.
 
     fn client_step(&mut self, client: usize, input: Input) -> Result<(), Violation> {
+        // An answer may lead to another input: that one waits until all that the first asks for is done.
+        self.inputs.push_back((client, self.clients[client].generation, input));
+        if self.inputs.len() > 1 {
+            return Ok(());
+        }
+        while let Some((client, generation, input)) = self.inputs.front().cloned() {
+            if self.clients[client].generation == generation {
+                self.client_takes(client, input)?;
+            }
+            self.inputs.pop_front();
+        }
+        Ok(())
+    }
+
+    fn client_takes(&mut self, client: usize, input: Input) -> Result<(), Violation> {
         let generation = self.clients[client].generation;
         let actions = self.clients[client].session.step(self.now, input);
         for action in actions {
@@ -820,7 +838,7 @@ impl World {
 
     fn write(&mut self, client: usize, key: Bytes) -> Bytes {
         let Client { generation, next_ticket, .. } = &self.clients[client];
-        let padding = self.random.pick(&[0, 0, 20, 200]);
+        let padding = self.random.pick(&[0, 0, 10, 60]);
         let value = Bytes::from(format!("{client}.{generation}.{next_ticket}{:padding$}", ""));
         let request = match self.random.below(100) {
             0..3 => KvRequest::Delete { key },

@@ -184,9 +184,11 @@ fn decode_message(message: peer_message::Message) -> Result<PeerMessage, WireErr
 fn decode_fetched(fetched: v1::Fetched) -> Result<Message, WireError> {
     let unknown = WireError::Unknown { field: "fetched.refusal", value: fetched.refusal };
     let blocks = match v1::FetchRefusal::try_from(fetched.refusal).map_err(|_| unknown)? {
-        v1::FetchRefusal::FetchOk => {
-            Ok(fetched.blocks.into_iter().map(|block| decode_block("fetched.blocks", block)).collect::<Result<_, _>>()?)
-        }
+        v1::FetchRefusal::FetchOk => Ok(fetched
+            .blocks
+            .into_iter()
+            .map(|block| decode_block("fetched.blocks", block))
+            .collect::<Result<_, _>>()?),
         v1::FetchRefusal::FetchDiverged => Err(FetchRefusal::Diverged),
         v1::FetchRefusal::FetchNothing => Err(FetchRefusal::Nothing),
     };
@@ -315,8 +317,8 @@ mod tests {
     }
 
     fn any_result() -> impl Strategy<Value = ForwardResult> {
-        let session = (any::<u64>(), any::<u32>())
-            .prop_map(|(height, index)| SessionId { height: Height::new(height), index });
+        let session =
+            (any::<u64>(), any::<u32>()).prop_map(|(height, index)| SessionId { height: Height::new(height), index });
         prop_oneof![
             any_bytes().prop_map(|reply| ForwardResult::Outcome(Outcome::Replied { reply })),
             session.prop_map(|session| ForwardResult::Outcome(Outcome::SessionOpened { session })),

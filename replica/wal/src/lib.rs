@@ -238,3 +238,9 @@ impl fmt::Display for TornTail {
         write!(f, "batch {} at byte {} of {file}, {} bytes, never synced", self.sequence, self.offset, self.bytes)
     }
 }
+
+/// Whether a file of this name belongs to a log: for hosts that must not mistake a directory that lost something for a new one.
+pub fn is_segment(name: &str) -> bool {
+    format::segment_number(name).is_some()
+}
+

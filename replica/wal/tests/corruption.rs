@@ -122,6 +122,59 @@ fn any_segment_missing_is_faulty() {
 }
 
 #[test]
+fn last_segment_missing_is_faulty_since_its_first_batch() {
+    // Nobody opened this log again: the writer's own seal has to say it, from the disk.
+    let disk = log_of(&(1..=5).map(batch).collect::<Vec<_>>());
+    let mut image = disk.power_cut(|_| false);
+    image.remove("wal-000000000002.log");
+    let error = open_err(&MemDisk::of(image));
+    assert!(matches!(error, OpenError::Faulty { segment: 2, fault: Fault::SegmentMissing, .. }), "{error}");
+    assert!(
+        error
+            .to_string()
+            .starts_with("log batch 5 at byte 0 of wal-000000000002.log is damaged: the segment is missing;")
+    );
+}
+
+#[test]
+fn seal_lost_is_written_anew() {
+    let batches: Vec<Batch> = (1..=5).map(batch).collect();
+    let image = log_of(&batches).killed();
+    let disk = changed(&image, "wal-000000000001.log", |file| file[5 * BLOCK..6 * BLOCK].fill(0));
+    assert_eq!(open(&disk).unwrap().assert_prefix(&batches), 5);
+    assert!(disk.power_cut(|_| false) == image);
+}
+
+#[test]
+fn header_of_the_only_segment_damaged_is_faulty() {
+    let image = log_of(&[batch(1), batch(2)]).killed();
+    let name = "wal-000000000001.log";
+    for at in (0..SECTOR).filter(|at| *at < 104 || *at >= 480) {
+        let error = open_err(&changed(&image, name, |file| file[at] ^= 0x10));
+        assert!(matches!(error, OpenError::Faulty { fault: Fault::SegmentHeader, .. }), "byte {at}: {error}");
+    }
+    // Without identifiers, the first batch alone says that there was a log.
+    let error = open_err(&changed(&image, name, |file| file[..DATA_AT].fill(0)));
+    assert!(matches!(error, OpenError::Faulty { fault: Fault::SegmentHeader, .. }), "{error}");
+}
+
+#[test]
+fn batch_damaged_along_with_its_identifiers_is_known_by_the_next_segment() {
+    let (_, image) = small_log();
+    let disk = changed(&image, "wal-000000000001.log", |file| {
+        file[BLOCK..DATA_AT].fill(0);
+        file[DATA_AT + 3 * BLOCK + 150] ^= 1;
+    });
+    let error = open_err(&disk);
+    assert!(
+        error.to_string().starts_with(
+            "log batch 4 at byte 36864 of wal-000000000001.log is damaged: the log goes on with batch 5 in the next segment;"
+        ),
+        "{error}"
+    );
+}
+
+#[test]
 fn last_batch_damaged_is_faulty_and_nothing_is_changed() {
     let (_, image) = small_log();
     let disk = changed(&image, "wal-000000000002.log", |file| file[DATA_AT + BLOCK + 200] ^= 1);

@@ -173,6 +173,52 @@ fn batch_cut_earlier_does_not_come_back_behind_a_shorter_one() {
 }
 
 #[test]
+fn batch_of_another_history_does_not_continue_this_one() {
+    let name = "wal-000000000001.log";
+    let other = log_of(&[batch(1), batch(2), batch(3), batch(4)]).killed();
+    let written = [batch(1), batch(9)];
+    let image = log_of(&written).killed();
+    // Batch 3, which followed batch 2 and not batch 9, where batch 3 belongs; then batch 4 there, which belongs nowhere.
+    for (from, to) in [(2, 2), (3, 2)] {
+        let (from, to) = (DATA_AT + from * BLOCK, DATA_AT + to * BLOCK);
+        let disk = common::changed(&image, name, |file| {
+            file[to..to + BLOCK].copy_from_slice(&other[name][from..from + BLOCK]);
+        });
+        let opened = open(&disk).unwrap();
+        assert_eq!(opened.assert_prefix(&written), 2);
+        assert!(opened.recovery.cut.is_some());
+    }
+}
+
+#[test]
+fn note_torn_is_cut_with_its_batch() {
+    let written = [batch(1), Batch { records: Vec::new(), note: vec![7; 1000] }];
+    for sectors in 1..3 {
+        let disk = log_of(&written[..1]);
+        let mut opened = open(&disk).unwrap();
+        disk.die_after(sectors);
+        assert!(opened.append(&written[1]).is_err());
+        assert_eq!(open(&MemDisk::of(disk.killed())).unwrap().assert_prefix(&written), 1);
+    }
+}
+
+#[test]
+fn cache_that_cannot_be_dropped_is_written_out() {
+    // Batch 4 is the last of segment 1, batch 5 the first of segment 2. The cache has both; the disk has neither.
+    let batches: Vec<Batch> = (1..=5).map(batch).collect();
+    let cache = log_of(&batches).killed();
+    let mut durable = cache.clone();
+    for (name, block) in [("wal-000000000001.log", 3), ("wal-000000000002.log", 0)] {
+        let at = DATA_AT + block * BLOCK;
+        std::sync::Arc::make_mut(durable.get_mut(name).unwrap())[at..at + BLOCK].fill(0);
+    }
+    let disk = MemDisk::lying(cache, durable);
+    disk.set_trouble(Trouble::StickyCache);
+    assert_eq!(open(&disk).unwrap().assert_prefix(&batches), 5);
+    assert_eq!(open(&MemDisk::of(disk.power_cut(|_| false))).unwrap().assert_prefix(&batches), 5);
+}
+
+#[test]
 fn failed_sync_poisons_the_writer_and_the_next_start_reads_around_the_cache() {
     let disk = log_of(&[batch(1)]);
     let mut opened = open(&disk).unwrap();

@@ -23,8 +23,10 @@ pub type Image = BTreeMap<String, Arc<Vec<u8>>>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trouble {
     None,
-    /// No file can be made.
+    /// No file can be made; half of it is left lying about.
     Full,
+    /// The cache cannot be dropped.
+    StickyCache,
     /// Syncs fail once; what was pending is gone, while the cache still has it.
     FailedSync,
     /// Writes fail with this error number.
@@ -51,8 +53,12 @@ impl MemDisk {
     }
 
     pub fn of(image: Image) -> Arc<MemDisk> {
-        let state =
-            State { cache: image.clone(), durable: image, pending: Vec::new(), trouble: Trouble::None, budget: None };
+        MemDisk::lying(image.clone(), image)
+    }
+
+    /// A disk whose cache shows what is not there, and calls it clean.
+    pub fn lying(cache: Image, durable: Image) -> Arc<MemDisk> {
+        let state = State { cache, durable, pending: Vec::new(), trouble: Trouble::None, budget: None };
         Arc::new(MemDisk(Mutex::new(state)))
     }
 
@@ -150,6 +156,9 @@ impl Disk for MemDisk {
         let mut state = self.state();
         assert!(!state.cache.contains_key(name), "{name} allocated twice");
         if state.trouble == Trouble::Full {
+            let half = Arc::new(vec![0; len as usize / 2]);
+            state.cache.insert(name.to_owned(), Arc::clone(&half));
+            state.durable.insert(name.to_owned(), half);
             return Err(io::Error::from_raw_os_error(28));
         }
         // Killed before: no file. Killed between: a part of it.
@@ -205,6 +214,9 @@ impl Disk for MemDisk {
 
     fn drop_cache(&self, name: &str) -> io::Result<()> {
         let mut state = self.state();
+        if state.trouble == Trouble::StickyCache {
+            return Ok(());
+        }
         state.sync(name)?;
         let durable = Arc::clone(&state.durable[name]);
         state.cache.insert(name.to_owned(), durable);

@@ -1,0 +1,144 @@
+//! `lockstep kv`: single operations on a key-value service.
+
+use std::io::Write;
+
+use clap::{Args, Subcommand};
+use lockstep_client::{CasOutcome, Client, Expected, Versioned};
+use serde_json::{Value, json};
+
+use crate::CliError;
+use crate::options::{Output, ServiceOptions};
+
+/// Arguments of `kv`.
+#[derive(Debug, Args)]
+pub struct KvArgs {
+    #[command(flatten)]
+    service: ServiceOptions,
+    /// How to print the result.
+    #[arg(short, long, global = true, value_enum, default_value_t)]
+    output: Output,
+    #[command(subcommand)]
+    command: KvCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum KvCommand {
+    /// Write a key. Prints its new version.
+    Put {
+        /// The key.
+        key: String,
+        /// Its new value.
+        value: String,
+    },
+    /// Print the value of a key. Exit code 1 if there is no such key.
+    Get {
+        /// The key.
+        key: String,
+    },
+    /// Remove a key. Exit code 1 if there is no such key.
+    Delete {
+        /// The key.
+        key: String,
+    },
+    /// Write a key only if it is as expected. Exit code 1 if it is not.
+    Cas {
+        /// The key.
+        key: String,
+        #[command(flatten)]
+        expect: Expect,
+        /// Its new value.
+        value: String,
+    },
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Expect {
+    /// The key has this version.
+    #[arg(long, value_name = "VERSION")]
+    expect_version: Option<u64>,
+    /// The key has this value.
+    #[arg(long, value_name = "VALUE")]
+    expect_value: Option<String>,
+    /// There is no such key.
+    #[arg(long)]
+    expect_absent: bool,
+}
+
+impl Expect {
+    fn expected(self) -> Expected {
+        match (self.expect_version, self.expect_value) {
+            (Some(version), _) => Expected::Version(version),
+            (None, Some(value)) => Expected::Value(value.into()),
+            (None, None) => Expected::Version(0),
+        }
+    }
+}
+
+/// Runs one operation.
+///
+/// # Errors
+/// The operation failed, the key is missing or not as expected.
+pub async fn run(args: KvArgs) -> Result<(), CliError> {
+    let client = args.service.client()?;
+    let done = operate(&client, args.command, args.output).await;
+    // The outcome is known; closing only spares the service an idle session.
+    client.with_timeout(std::time::Duration::from_secs(1)).close().await;
+    done
+}
+
+async fn operate(client: &Client, command: KvCommand, output: Output) -> Result<(), CliError> {
+    let kv = client.kv();
+    match command {
+        KvCommand::Put { key, value } => {
+            let version = kv.put(key.clone(), value).await?;
+            print(output, version.to_string().as_bytes(), json!({"key": key, "version": version}))
+        }
+        KvCommand::Get { key } => match kv.get(key.clone()).await? {
+            Some(found) => print(output, &found.value, describe(&key, &found)),
+            None => Err(missing(&key)),
+        },
+        KvCommand::Delete { key } => match kv.delete(key.clone()).await? {
+            true => print(output, b"deleted", json!({"key": key, "deleted": true})),
+            false => Err(missing(&key)),
+        },
+        KvCommand::Cas { key, expect, value } => match kv.cas(key.clone(), expect.expected(), value).await? {
+            CasOutcome::Written { version } => {
+                print(output, version.to_string().as_bytes(), json!({"key": key, "version": version}))
+            }
+            CasOutcome::Mismatch { current: None } => {
+                Err(CliError::Failed(format!("key {key:?} does not exist; nothing was written")))
+            }
+            CasOutcome::Mismatch { current: Some(current) } => {
+                let value = String::from_utf8_lossy(&current.value);
+                let version = current.version;
+                let words = format!("key {key:?} has version {version} and value {value:?}; nothing was written");
+                Err(CliError::Failed(words))
+            }
+        },
+    }
+}
+
+fn missing(key: &str) -> CliError {
+    CliError::Failed(format!("key {key:?} does not exist"))
+}
+
+fn describe(key: &str, found: &Versioned) -> Value {
+    match std::str::from_utf8(&found.value) {
+        Ok(value) => json!({"key": key, "value": value, "version": found.version}),
+        Err(_) => {
+            let hex: String = found.value.iter().map(|byte| format!("{byte:02x}")).collect();
+            json!({"key": key, "value_hex": hex, "version": found.version})
+        }
+    }
+}
+
+fn print(output: Output, text: &[u8], value: Value) -> Result<(), CliError> {
+    let mut out = std::io::stdout().lock();
+    match output {
+        Output::Text => out.write_all(text)?,
+        Output::Json => write!(out, "{value}")?,
+    }
+    out.write_all(b"\n")?;
+    Ok(out.flush()?)
+}
