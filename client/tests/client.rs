@@ -114,12 +114,12 @@ async fn client_replica_killed_and_back_goes_on_without_error() {
         let client = client.clone();
         async move { load(&client, 8, Duration::from_secs(3)).await }
     });
-    for index in 0..3 {
+    for (index, replica) in (0..).zip(&mut replicas) {
         tokio::time::sleep(Duration::from_millis(500)).await;
-        let address = replicas[index].address;
-        replicas[index].kill();
+        let address = replica.address;
+        replica.kill();
         tokio::time::sleep(Duration::from_millis(200)).await;
-        replicas[index] = Replica::start_at(&service, index as u8, address);
+        *replica = Replica::start_at(&service, index, address);
     }
     let (writes, longest) = running.await.unwrap();
     assert!(longest < Duration::from_secs(1), "a put took {longest:?}");

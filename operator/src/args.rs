@@ -52,8 +52,14 @@ pub struct Args {
     #[arg(long, env = "LOCKSTEP_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
     pub log_level: String,
 
-    /// How to log.
-    #[arg(long, env = "LOCKSTEP_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
+    /// How to log: text for people, json for machines, one object a line.
+    #[arg(
+        long,
+        env = "LOCKSTEP_LOG_FORMAT",
+        value_name = "FORMAT",
+        default_value = "text",
+        hide_possible_values = true
+    )]
     pub log_format: LogFormat,
 }
 

@@ -186,8 +186,9 @@ fn refused(error: &IdentityError) -> Status {
         }
         IdentityError::Invalid(_) => Status::invalid_argument(error.to_string()),
         IdentityError::Disk { .. } => Status::unavailable(error.to_string()),
-        IdentityError::Damaged { .. } | IdentityError::Newer { .. } | IdentityError::Lost { .. } => {
-            Status::internal(error.to_string())
-        }
+        IdentityError::Damaged { .. }
+        | IdentityError::Newer { .. }
+        | IdentityError::Lost { .. }
+        | IdentityError::LogLost { .. } => Status::internal(error.to_string()),
     }
 }

@@ -2,7 +2,6 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::ValueEnum;
 use lockstep_wire::limits;
@@ -169,11 +168,6 @@ impl Args {
             election: self.election_ms.saturating_mul(1000),
             ..lockstep_consensus::Options::default()
         }
-    }
-
-    /// The election time.
-    pub(crate) fn election(&self) -> Duration {
-        Duration::from_millis(self.election_ms)
     }
 
     /// Logs go to standard error. Does nothing if the process logs already.

@@ -16,12 +16,14 @@
 //! |---|---|
 //! | `session` | the state machine |
 //! | `answers` | what an answer means for it |
+//! | `sending` | what is sent, where and when |
 //! | `router` | which replica is asked next, and when |
 //! | `window` | sequences in flight and what is acknowledged |
 
 mod answers;
 mod random;
 mod router;
+mod sending;
 mod session;
 mod window;
 

@@ -140,7 +140,6 @@ fn arguments(service: &Service) -> Vec<String> {
         ("--peer-listen", format!("0.0.0.0:{PEER_PORT}")),
         ("--metrics-listen", format!("0.0.0.0:{METRICS_PORT}")),
         ("--advertise-client", format!("$(POD_NAME).{domain}:{CLIENT_PORT}")),
-        ("--advertise-peer", format!("$(POD_NAME).{domain}:{PEER_PORT}")),
         ("--peers", peers.join(",")),
         ("--admin-token-file", format!("{ADMIN}/{TOKEN_KEY}")),
         ("--log-level", service.log_level.clone()),

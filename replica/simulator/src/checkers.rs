@@ -112,7 +112,7 @@ struct Memory {
     promised: View,
     /// The highest Timeout that left.
     left: View,
-    /// Highest acknowledgement in each view.
+    /// The highest block of each view that it acknowledged.
     acknowledged: BTreeMap<View, (Height, Digest)>,
     /// The last hash acknowledged at each height.
     at_height: BTreeMap<Height, Digest>,
@@ -247,23 +247,23 @@ impl Checkers {
                 if memory.at_height.insert(*height, *hash).is_some_and(|before| before != *hash) {
                     counters.add(Kind::Replaced);
                 }
-                let highest = memory.acknowledged.entry(*view).or_insert((*height, *hash));
-                if *height > highest.0 {
-                    *highest = (*height, *hash);
+                // Only blocks of its own view count for a leader: what is promised is the block's view, not the one that the
+                // acknowledgement is said in, which nothing on the disk may show yet.
+                if let Some((block, _, _)) = self.blocks.get(hash) {
+                    let highest = memory.acknowledged.entry(block.view).or_insert((*height, *hash));
+                    if *height > highest.0 {
+                        *highest = (*height, *hash);
+                    }
+                    memory.promised = memory.promised.max(block.view);
                 }
-                self.promises(replica, *view);
                 Ok(Some(Promised::Block(*height, *hash)))
             }
             Message::Timeout { view, rank, .. } => {
-                for (acked_in, (height, hash)) in &self.replicas[replica].acknowledged {
-                    let covered = match self.blocks.get(hash) {
-                        Some((block, _, _)) => rank.rank() >= block.rank(),
-                        None => *height == Height::ZERO,
-                    };
+                for (block_view, (height, _)) in &self.replicas[replica].acknowledged {
                     require!(
-                        covered || acked_in >= view,
+                        rank.rank() >= (*block_view, *height) || block_view >= view,
                         "a Timeout covers every acknowledgement",
-                        "{me} leaves for {view} with rank {rank}, after acknowledging {height} in view {acked_in}"
+                        "{me} leaves for {view} with rank {rank}, after acknowledging {height}@{block_view}"
                     );
                 }
                 let memory = &mut self.replicas[replica];
@@ -496,8 +496,9 @@ impl Checkers {
                 "acknowledged is durable",
                 "{me} acknowledges {height} ({hash}), and its synced log ends with {head}"
             ),
+            // By the time that it leaves, a higher chain may have replaced the rank.
             Promised::Timeout(view, rank) => require!(
-                durable.timeout >= view && durable.holds(rank.height, rank.hash),
+                durable.timeout >= view && (durable.holds(rank.height, rank.hash) || head.rank() > rank.rank()),
                 "promised is durable",
                 "{me} leaves for {view} with rank {rank}, and its synced log has Timeout {} and ends with {head}",
                 durable.timeout
@@ -521,7 +522,7 @@ impl Checkers {
             require!(
                 durable.holds(*height, *hash) || head.view > *view,
                 "acknowledged is durable",
-                "{me} acknowledged {height} ({hash}) in view {view}, and after the crash its log ends with {head}"
+                "{me} acknowledged {height}@{view} ({hash}), and after the crash its log ends with {head}"
             );
         }
         require!(

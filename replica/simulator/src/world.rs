@@ -374,7 +374,7 @@ impl World {
         if before != status.role || view_before != status.view {
             self.trace.line(self.now, format_args!("{} is {:?} in view {}", slot(replica), status.role, status.view));
         }
-        let Output { send, write, replies, applied: _, wake_at } = output;
+        let Output { send, write, replies, wake_at, .. } = output;
 
         let hands_over =
             send.iter().any(|sent| matches!(sent.message, PeerMessage::Consensus(Message::HandOver { .. })));

@@ -60,7 +60,7 @@
 //! The digest of a record is over service, replica, segment, offset of its frame, sequence, payload length, kind, `rec` and
 //! the payload. The digest of a batch is over its first 112 bytes, its note and its frames without their payloads (whose
 //! digests they hold), so that each byte is hashed once. Because everything names its place and its predecessor, nothing
-//! from a recycled segment's past can be taken for the present [M2].
+//! from a recycled segment's past can be taken for the present (M2).
 //!
 //! Magic, version, and a digest of 0..480 at 480 stay where they are in every later format: a newer one is told from damage.
 //!
@@ -73,7 +73,7 @@
 //!
 //! # Starting again
 //!
-//! A page cache is not a disk [S8]. [`Wal::open`] drops the cache of every segment before it reads it, rewrites the last two
+//! A page cache is not a disk (S8). [`Wal::open`] drops the cache of every segment before it reads it, rewrites the last two
 //! batches and the identifiers that it keeps, zeroes what it cuts, and syncs, before it returns. After a failed write or
 //! sync the [`Writer`] refuses everything: the kernel may have marked the lost pages clean, so trying again proves nothing.
 
@@ -243,4 +243,3 @@ impl fmt::Display for TornTail {
 pub fn is_segment(name: &str) -> bool {
     format::segment_number(name).is_some()
 }
-

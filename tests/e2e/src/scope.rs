@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::fs;
 
 use crate::cluster::{Cluster, OPERATOR_NAMESPACE, items, text};
+use crate::process::Said;
 use crate::{Result, ensure, wait};
 
 /// A replica ends within seconds of its SIGTERM; its volume is removed by a pod of its own.
@@ -54,6 +55,20 @@ metadata:
     /// Runs kubectl in this namespace; it must succeed.
     pub async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         self.cluster.kubectl(&[&["--namespace", &self.namespace], arguments].concat()).await
+    }
+
+    /// Applies a manifest in this namespace; it must be accepted.
+    pub async fn apply(&self, manifest: &str) -> Result {
+        let said = self.try_apply(manifest).await?;
+        ensure!(said.ok, "kubectl apply fails: {}", said.err.trim());
+        Ok(())
+    }
+
+    /// Applies a manifest in this namespace, which may be refused.
+    pub async fn try_apply(&self, manifest: &str) -> Result<Said> {
+        self.cluster
+            .try_kubectl(&["apply", "--namespace", &self.namespace, "--filename", "-"], Some(manifest))
+            .await
     }
 
     /// Writes down all that could explain a failure, and gives the folder and the few lines that say most.

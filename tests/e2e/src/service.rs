@@ -97,10 +97,7 @@ impl Service {
     /// Applies the resource again, with `more` in its spec.
     pub async fn change(&self, more: &str) -> Result {
         let manifest = manifest(&self.name, self.replicas, more);
-        let arguments = ["--namespace", &self.scope.namespace, "apply", "--filename", "-"];
-        let said = self.scope.cluster.try_kubectl(&arguments, Some(&manifest)).await?;
-        ensure!(said.ok, "kubectl apply refuses {}: {}", self.name, said.err.trim());
-        Ok(())
+        self.scope.apply(&manifest).await
     }
 
     /// Deletes the resource, and waits until its pods are gone.

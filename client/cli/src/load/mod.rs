@@ -174,30 +174,19 @@ pub async fn write(
         };
         writers.spawn(write.run(writer));
     }
-    let time_is_up = async {
-        match options.duration {
-            Some(duration) => tokio::time::sleep(duration).await,
-            None => std::future::pending().await,
+    let duration = options.duration;
+    let halting = tokio::spawn(async move {
+        tokio::select! {
+            () = tokio::time::sleep(duration.unwrap_or_default()), if duration.is_some() => {}
+            _ = stopped.wait_for(|stopped| *stopped) => {}
         }
-    };
+        let _ = halt.send(true);
+    });
     let mut resolvers = Vec::new();
-    let all_done = async {
-        while let Some(done) = writers.join_next().await {
-            resolvers.push(done.map_err(CliError::failed)?);
-        }
-        Ok::<(), CliError>(())
-    };
-    tokio::pin!(all_done);
-    tokio::select! {
-        done = &mut all_done => done?,
-        () = time_is_up => {}
-        _ = stopped.wait_for(|stopped| *stopped) => {}
+    while let Some(done) = writers.join_next().await {
+        resolvers.push(done.map_err(CliError::failed)?);
     }
-    let _ = halt.send(true);
-    // Those still under way end by their deadline; if the loop above ended by itself, there are none.
-    if left.load(Ordering::Relaxed) > 0 {
-        all_done.await?;
-    }
+    halting.abort();
     tally.end();
 
     let settled = Instant::now() + options.settle;

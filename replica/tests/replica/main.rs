@@ -1,0 +1,18 @@
+//! Real replicas as processes on the loopback interface: what clients, peers, operators and Kubernetes see of them.
+//!
+//! | module | what is shown |
+//! |---|---|
+//! | [`serving`] | requests through any replica, also while replicas die and come back |
+//! | [`admin`] | genesis, tokens, health, metrics, reflection |
+//! | [`peers`] | who may join the conversation between replicas |
+//! | [`limits`] | frames, connections and bytes that are too many or make no sense |
+//! | [`starting`] | why a replica does not start, and what it says then |
+//! | [`stopping`] | a leader that is told to stop hands over |
+
+mod admin;
+mod limits;
+mod peers;
+mod serving;
+mod service;
+mod starting;
+mod stopping;

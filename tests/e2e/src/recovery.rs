@@ -1,0 +1,84 @@
+//! The table of recoveries: what was done to whom, and what the client and Kubernetes noticed of it.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::client_pod::Report;
+
+/// What is done to a replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Its pod is deleted: SIGTERM, and a new pod.
+    Deleted,
+    /// Its process gets SIGKILL, and its container starts again.
+    Killed,
+    /// The power of its node is cut, and comes back.
+    PowerCut,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Fault::Deleted => "deleted",
+            Fault::Killed => "killed",
+            Fault::PowerCut => "power cut",
+        })
+    }
+}
+
+/// One row.
+#[derive(Clone, Debug)]
+pub struct Recovery {
+    /// What was done.
+    pub fault: Fault,
+    /// To which pod.
+    pub pod: String,
+    /// Whether it led.
+    pub led: bool,
+    /// From the fault, or the return of the power, until the resource and all pods were ready.
+    pub recovered: Duration,
+    /// What the client says.
+    pub report: Report,
+}
+
+/// All rows, in the order in which things happened.
+#[derive(Debug, Default)]
+pub struct Recoveries {
+    rows: Vec<Recovery>,
+}
+
+impl Recoveries {
+    /// Adds a row.
+    pub fn add(&mut self, recovery: Recovery) {
+        self.rows.push(recovery);
+    }
+
+    /// Prints the table, each kind of fault apart, if there is anything to print.
+    pub fn print(&self) {
+        if self.rows.is_empty() {
+            return;
+        }
+        println!("\nrecoveries, a client writing all the while:");
+        println!("fault      pod    role      ready again  longest gap  acknowledged  unknown  errors");
+        for fault in [Fault::Deleted, Fault::Killed, Fault::PowerCut] {
+            self.rows.iter().filter(|row| row.fault == fault).for_each(|row| println!("{row}"));
+        }
+        println!(
+            "ready again: from the fault (power cut: from the power's return) until all pods and the resource are Ready\n"
+        );
+    }
+}
+
+impl fmt::Display for Recovery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Recovery { fault, pod, led, recovered, report } = self;
+        let Report { acknowledged, unknown, errors, longest_gap_ms, .. } = report;
+        let role = if *led { "leader" } else { "follower" };
+        let seconds = recovered.as_secs_f64();
+        write!(
+            f,
+            "{fault:<9}  {pod:<5}  {role:<8}  {seconds:>9.1} s  {longest_gap_ms:>8} ms  {acknowledged:>12}  {unknown:>7}  \
+             {errors:>6}"
+        )
+    }
+}
