@@ -8,6 +8,7 @@ use bytes::Bytes;
 use lockstep_types::{Genesis, ReplicaId, ServiceId};
 use lockstep_wire::v1::{admin_client, client_client};
 use lockstep_wire::{Leader, ReplicaStatus, WireError, convert, limits, v1};
+use tonic::metadata::errors::InvalidMetadataValue;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
@@ -43,9 +44,14 @@ impl AdminClient {
         let other = |reason: String| AdminError::Other { address: address.to_owned(), reason };
         let channel = endpoint::endpoint(address).map_err(other)?.connect_lazy();
         let token = token
-            .map(|token| MetadataValue::try_from(format!("Bearer {}", token.trim())))
+            .map(|token| {
+                let mut value = MetadataValue::try_from(format!("Bearer {}", token.trim()))?;
+                // So that it is not printed.
+                value.set_sensitive(true);
+                Ok(value)
+            })
             .transpose()
-            .map_err(|_| other("the admin token is not printable ASCII".to_owned()))?;
+            .map_err(|_: InvalidMetadataValue| other("the admin token is not printable ASCII".to_owned()))?;
         Ok(AdminClient { address: address.to_owned(), channel, token, timeout: None })
     }
 

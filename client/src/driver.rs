@@ -201,7 +201,10 @@ impl Driver {
 
     fn answer(&mut self, target: Target, result: Option<v1::response::Result>, now: Instant) -> Answer {
         let refusal = match convert::answer(result) {
-            Ok(convert::Answer::Outcome(outcome)) => return Answer::Outcome(outcome),
+            Ok(convert::Answer::Outcome(outcome)) => {
+                self.pool.answered(target);
+                return Answer::Outcome(outcome);
+            }
             Ok(convert::Answer::Invalid { reason }) => return Answer::Invalid { reason },
             Ok(convert::Answer::Refused(refusal)) => refusal,
             Err(error) => {

@@ -21,9 +21,13 @@ const RECONNECT_MIN: Duration = Duration::from_millis(100);
 const RECONNECT_MAX: Duration = Duration::from_secs(1);
 /// Longest delay for an address that a replica told of: it may not be reachable from here at all.
 const RECONNECT_TOLD_MAX: Duration = Duration::from_secs(15);
-/// How often names are looked up again: while something is missing, and otherwise.
+/// How often names are looked up again: while something is missing, if a told name stands for nothing here, and otherwise.
 const LOOKUP_MISSING: Duration = Duration::from_secs(2);
+const LOOKUP_TOLD_FAILED: Duration = Duration::from_secs(15);
 const LOOKUP_COMPLETE: Duration = Duration::from_secs(30);
+
+/// Of a peer that is connected and has refused nothing since.
+const CONNECTED: &str = "connected, no answer yet";
 
 /// A replica, or whatever answers at its address.
 #[derive(Debug)]
@@ -149,7 +153,7 @@ impl Pool {
         }
         debug!(address = %peer.address, "connected");
         peer.failures = 0;
-        peer.last = "connected".to_owned();
+        peer.last = CONNECTED.to_owned();
         peer.state = State::Up { link, task, outbox: Vec::new() };
         true
     }
@@ -192,7 +196,7 @@ impl Pool {
         peer.failures += 1;
         peer.last = reason;
         let state = std::mem::replace(&mut peer.state, State::Down { retry_at: now + delay });
-        for name in self.names.values_mut() {
+        for name in self.names.values_mut().filter(|name| name.error.is_none()) {
             name.lookup_at = name.lookup_at.min(now + LOOKUP_MISSING);
         }
         match state {
@@ -203,9 +207,16 @@ impl Pool {
 
     /// What a peer said, for people.
     pub(crate) fn note(&mut self, target: Target, said: &str) {
-        if let Some(peer) = self.peers.get_mut(&target) {
+        if let Some(peer) = self.peers.get_mut(&target)
+            && peer.last != said
+        {
             said.clone_into(&mut peer.last);
         }
+    }
+
+    /// A peer answered as it should.
+    pub(crate) fn answered(&mut self, target: Target) {
+        self.note(target, CONNECTED);
     }
 
     /// A name was looked up.
@@ -238,8 +249,12 @@ impl Pool {
             self.peers.values().any(|peer| peer.address == *address && matches!(peer.state, State::Up { .. }))
         };
         let Some(entry) = self.names.get(name) else { return };
-        let complete = entry.error.is_none() && entry.addresses.iter().all(up);
-        let delay = if complete { LOOKUP_COMPLETE } else { LOOKUP_MISSING };
+        let complete = entry.addresses.iter().all(up);
+        let delay = match (entry.given, &entry.error) {
+            (_, None) if complete => LOOKUP_COMPLETE,
+            (false, Some(_)) => LOOKUP_TOLD_FAILED,
+            (true, Some(_)) | (_, None) => LOOKUP_MISSING,
+        };
         if let Some(entry) = self.names.get_mut(name) {
             entry.lookup_at = now + delay;
         }

@@ -165,6 +165,13 @@ async fn client_one_replica_mute_is_answered_by_another() {
     let started = Instant::now();
     assert_eq!(client.kv().put("a", "value").await, Ok(1));
     assert!(started.elapsed() < Duration::from_secs(3));
+
+    for replica in &replicas {
+        replica.faults.mute.store(true, Ordering::Relaxed);
+    }
+    let impatient = client.with_timeout(Duration::from_millis(300));
+    let text = impatient.kv().get("a").await.unwrap_err().to_string();
+    assert!(text.contains(&format!("{} (connected, no answer yet)", replicas[0].address)), "{text}");
 }
 
 #[tokio::test]

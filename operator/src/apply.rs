@@ -121,10 +121,9 @@ async fn grow_volume(context: &Context, service: &Service, ordinal: usize) -> Re
     let patch = json!({ "spec": { "resources": { "requests": { "storage": service.size } } } });
     let parameters = PatchParams { field_manager: Some(MANAGER.to_owned()), ..Default::default() };
     context.metrics.write("PersistentVolumeClaim");
-    api.patch(&name, &parameters, &Patch::Merge(patch))
-        .await
-        .map(|_| ())
-        .map_err(Error::kube(&format!("failed to grow volume claim {name}")))
+    api.patch(&name, &parameters, &Patch::Merge(patch)).await.map(|_| ()).map_err(Error::kube(&format!(
+        "failed to grow volume claim {name}, whose storage class must allow volume expansion"
+    )))
 }
 
 #[cfg(test)]

@@ -24,6 +24,9 @@ pub const DEGRADED: &str = "Degraded";
 /// The reason of a failed act.
 pub const FAILED: &str = "ActionFailed";
 
+/// How long replicas may take from their genesis to their first leader before that counts as trouble, in seconds.
+const BIRTH_SECONDS: i64 = 60;
+
 /// The status of `service` after `decision`. `failure` is what the last act ended with, if it failed.
 pub fn status(
     service: &Service,
@@ -39,7 +42,8 @@ pub fn status(
     };
     let ready = genesis.map_or(0, |genesis| world.ready(genesis));
     let mut list = List { previous: &previous.conditions, generation: service.generation, now, conditions: vec![] };
-    conditions(&mut list, service, world, decision, failure, genesis, ready);
+    let newborn = is_newborn(service, decision, now);
+    conditions(&mut list, service, world, decision, failure, ready, newborn);
     ReplicatedServiceStatus {
         observed_generation: service.generation,
         replicas: count(world.pods.len()),
@@ -49,7 +53,7 @@ pub fn status(
         genesis: genesis.map(write_genesis),
         leader: genesis.and_then(|genesis| world.leader(genesis)).map(|ordinal| service.pod_name(ordinal)),
         members: genesis.map(|genesis| members(service, world, genesis)).unwrap_or_default(),
-        operation: operation(service, decision, genesis.is_some()),
+        operation: operation(service, decision, genesis.is_some() && !newborn),
         conditions: list.conditions,
     }
 }
@@ -79,8 +83,8 @@ fn conditions(
     world: &World,
     decision: &Decision,
     failure: Option<&str>,
-    genesis: Option<&Genesis>,
     ready: usize,
+    newborn: bool,
 ) {
     let (n, quorum) = (service.replicas, service.quorum());
     let (reason, message) = match decision {
@@ -102,12 +106,13 @@ fn conditions(
     }
 
     let of = format!("{ready} of {n} replicas are ready");
-    match genesis {
-        None => {
+    let born = service.recorded.is_some() && (!newborn || ready >= quorum);
+    match born {
+        false => {
             list.push(AVAILABLE, false, "NoGenesis", "the service is not born yet");
             list.push(FAULT_TOLERANT, false, "NoGenesis", "the service is not born yet");
         }
-        Some(_) => {
+        true => {
             if ready >= quorum {
                 list.push(AVAILABLE, true, "QuorumReady", &format!("{of}; {quorum} are enough"));
             } else {
@@ -127,20 +132,31 @@ fn conditions(
     let failed = reason == FAILED;
     match decision {
         Decision::Act(_) => list.push(PROGRESSING, true, reason, &message),
-        Decision::Wait(Wait::NotReady(_)) => list.push(PROGRESSING, false, reason, "nothing for the operator to do"),
+        Decision::Wait(Wait::NotReady(_)) if !newborn => {
+            list.push(PROGRESSING, false, reason, "nothing for the operator to do")
+        }
         Decision::Wait(_) => list.push(PROGRESSING, true, reason, &message),
         Decision::Refuse(_) => list.push(PROGRESSING, false, reason, "waiting for a choice"),
         Decision::Converged => list.push(PROGRESSING, false, reason, &message),
     }
     let stuck = world.pods.values().any(|pod| pod.stuck.is_some() && pod.replica.is_none());
     match decision {
-        Decision::Refuse(_) | Decision::Wait(Wait::NotReady(_)) => list.push(DEGRADED, true, reason, &message),
+        Decision::Refuse(_) => list.push(DEGRADED, true, reason, &message),
+        Decision::Wait(Wait::NotReady(_)) if !newborn => list.push(DEGRADED, true, reason, &message),
         Decision::Act(_) if failed => list.push(DEGRADED, true, reason, &message),
         Decision::Wait(_) if stuck => list.push(DEGRADED, true, "PodsStuck", &message),
         Decision::Act(_) | Decision::Wait(_) | Decision::Converged => {
             list.push(DEGRADED, false, "AsExpected", "nothing is wrong");
         }
     }
+}
+
+/// Whether the replicas are still on their way from the genesis to their first leader.
+fn is_newborn(service: &Service, decision: &Decision, now: &Time) -> bool {
+    let bootstraps = service.status.operation.as_ref().is_some_and(|it| it.kind == OperationKind::Bootstrap);
+    let since = service.status.condition(PROGRESSING).map(|condition| &condition.last_transition_time);
+    let recent = since.is_none_or(|since| now.0.as_second() - since.0.as_second() <= BIRTH_SECONDS);
+    bootstraps && recent && matches!(decision, Decision::Act(_) | Decision::Wait(_))
 }
 
 fn members(service: &Service, world: &World, genesis: &Genesis) -> Vec<Member> {
@@ -307,6 +323,23 @@ mod tests {
         let status = status(&born(), &world(1), &wait, None, &at(1));
         assert_eq!(summary(&status), "Ready=F Available=F FaultTolerant=F Progressing=F Degraded=T");
         assert_eq!(status.operation.map(|operation| operation.kind), Some(OperationKind::Recover));
+    }
+
+    #[test]
+    fn newborn_service_is_not_degraded_until_it_takes_too_long() {
+        let decision = Decision::Act(Action::RecordGenesis { genesis: genesis(3), adopted: false });
+        let mut service = born();
+        service.status = status(&example(), &world(0), &decision, None, &at(0));
+        let wait = Decision::Wait(Wait::NotReady(vec![(0, None), (1, None), (2, None)]));
+        let soon = status(&service, &world(0), &wait, None, &at(5));
+        assert_eq!(summary(&soon), "Ready=F Available=F FaultTolerant=F Progressing=T Degraded=F");
+        assert_eq!(soon.operation.as_ref().map(|operation| operation.kind), Some(OperationKind::Bootstrap));
+        let late = status(&service, &world(0), &wait, None, &at(BIRTH_SECONDS + 1));
+        assert_eq!(summary(&late), "Ready=F Available=F FaultTolerant=F Progressing=F Degraded=T");
+        service.status = soon;
+        service.status = status(&service, &world(3), &Decision::Converged, None, &at(6));
+        let later = status(&service, &world(2), &wait, None, &at(7));
+        assert_eq!(summary(&later), "Ready=F Available=T FaultTolerant=F Progressing=F Degraded=T");
     }
 
     #[test]

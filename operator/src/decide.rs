@@ -109,6 +109,18 @@ impl Action {
         }
     }
 
+    /// The one pod that it acts on.
+    pub fn pod(&self) -> Option<usize> {
+        match self {
+            Action::HandOver { leader: ordinal, .. } | Action::DeletePod { ordinal, .. } => Some(*ordinal),
+            Action::CreateToken
+            | Action::Apply(_)
+            | Action::RecordGenesis { .. }
+            | Action::SendGenesis { .. }
+            | Action::GrowVolumes { .. } => None,
+        }
+    }
+
     /// What the event says.
     pub fn describe(&self, service: &Service) -> String {
         match self {
@@ -234,8 +246,10 @@ fn objects(service: &Service, desired: &[Desired], world: &World) -> Option<Deci
         .filter_map(|wanted| {
             let path = match world.objects.get(&(wanted.kind, wanted.name.clone())) {
                 None => "missing".to_owned(),
-                Some(found) => drift::difference(&wanted.object, found)
-                    .filter(|_| !world.settled.contains(&(wanted.kind, wanted.name.clone())))?,
+                Some(found) => {
+                    let settled = world.settled.contains(&(wanted.kind, wanted.name.clone()));
+                    drift::difference(&wanted.object, found, settled)?
+                }
             };
             Some((wanted.kind, wanted.name.clone(), path))
         })

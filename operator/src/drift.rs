@@ -17,13 +17,14 @@ pub fn hash(object: &Value) -> String {
     format!("{hash:016x}")
 }
 
-/// Where `found` is not as `desired`; none if it is.
-pub fn difference(desired: &Value, found: &Value) -> Option<String> {
+/// Where `found` is not as `desired`; none if it is. An object that is `settled`, that is stands as our last apply left it, can
+/// only differ by what is desired now.
+pub fn difference(desired: &Value, found: &Value, settled: bool) -> Option<String> {
     let hash = |object: &Value| object["metadata"]["annotations"][HASH].clone();
     if hash(desired) != hash(found) {
         return Some(format!("metadata.annotations.{HASH}"));
     }
-    missing("", desired, found)
+    if settled { None } else { missing("", desired, found) }
 }
 
 /// The first path of `desired` that `found` does not cover.
@@ -93,7 +94,7 @@ mod tests {
         found["spec"]["template"]["metadata"]["annotations"] = json!({"kubectl.kubernetes.io/restartedAt": "now"});
         found["spec"]["volumeClaimTemplates"][0]["status"] = json!({"phase": "Pending"});
         found["spec"]["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"] = json!("1024Mi");
-        assert_eq!(difference(&desired, &found), None);
+        assert_eq!(difference(&desired, &found, false), None);
     }
 
     #[test]
@@ -102,7 +103,7 @@ mod tests {
         let mut found = desired.clone();
         let containers = found["spec"]["template"]["spec"]["containers"].as_array_mut().expect("containers");
         containers.insert(0, json!({"name": "mesh"}));
-        assert_eq!(difference(&desired, &found), None);
+        assert_eq!(difference(&desired, &found, false), None);
     }
 
     #[test]
@@ -110,14 +111,14 @@ mod tests {
         let desired = set();
         let mut found = desired.clone();
         found["spec"]["template"]["spec"]["containers"][0]["image"] = json!("evil");
-        let path = difference(&desired, &found);
+        let path = difference(&desired, &found, false);
         assert_eq!(path.as_deref(), Some("spec.template.spec.containers[replica].image"));
         found = desired.clone();
         found["spec"]["replicas"] = json!(2);
-        assert_eq!(difference(&desired, &found).as_deref(), Some("spec.replicas"));
+        assert_eq!(difference(&desired, &found, false).as_deref(), Some("spec.replicas"));
         found = desired.clone();
         found["spec"].as_object_mut().expect("a spec").remove("updateStrategy");
-        assert_eq!(difference(&desired, &found).as_deref(), Some("spec.updateStrategy.type"));
+        assert_eq!(difference(&desired, &found, false).as_deref(), Some("spec.updateStrategy.type"));
     }
 
     #[test]
@@ -125,7 +126,8 @@ mod tests {
         let desired = set();
         let mut found = desired.clone();
         found["metadata"]["annotations"][HASH] = json!("older");
-        assert!(difference(&desired, &found).is_some());
+        assert!(difference(&desired, &found, false).is_some());
+        assert!(difference(&desired, &found, true).is_some(), "however it came to be");
     }
 
     #[test]

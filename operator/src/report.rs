@@ -23,7 +23,7 @@ pub fn now() -> Time {
 }
 
 /// Writes `status`, unless it stands there already. The write carries the resource version that was looked at: whoever looked
-/// at an older one writes nothing (PROTOCOL §5, L6). Gives the resource as it stands now.
+/// at an older one writes nothing (PROTOCOL §5, L6).
 pub async fn status(
     context: &Context,
     resource: &ReplicatedService,
@@ -51,7 +51,15 @@ pub async fn status(
 pub async fn acted(context: &Context, resource: &ReplicatedService, service: &Service, action: &Action) {
     let note = action.describe(service);
     tracing::info!(service = %service.name, namespace = %service.namespace, "{note}");
-    publish(context, &resource.object_ref(&()), EventType::Normal, action.reason(), &note).await;
+    // Acts on different pods are different events; without this the recorder would count them as one.
+    let pod = action.pod().map(|ordinal| ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Pod".to_owned()),
+        name: Some(service.pod_name(ordinal)),
+        namespace: Some(service.namespace.clone()),
+        ..Default::default()
+    });
+    publish(context, &resource.object_ref(&()), pod, EventType::Normal, action.reason(), &note).await;
 }
 
 /// A resource that cannot even be read: said in its status and an event, once.
@@ -87,7 +95,7 @@ pub async fn unreadable(context: &Context, meta: &ObjectMeta, error: &str) -> Re
         uid: meta.uid.clone(),
         ..Default::default()
     };
-    publish(context, &reference, EventType::Warning, "Unreadable", &message).await;
+    publish(context, &reference, None, EventType::Warning, "Unreadable", &message).await;
     Ok(())
 }
 
@@ -100,7 +108,7 @@ async fn transitions(
     after: &ReplicatedServiceStatus,
 ) {
     for (type_, reason, note) in changes(before, after) {
-        publish(context, reference, type_, &reason, &note).await;
+        publish(context, reference, None, type_, &reason, &note).await;
     }
 }
 
@@ -130,16 +138,24 @@ fn changes(before: &ReplicatedServiceStatus, after: &ReplicatedServiceStatus) ->
     changes
 }
 
-async fn publish(context: &Context, reference: &ObjectReference, type_: EventType, reason: &str, note: &str) {
+async fn publish(
+    context: &Context,
+    reference: &ObjectReference,
+    secondary: Option<ObjectReference>,
+    type_: EventType,
+    reason: &str,
+    note: &str,
+) {
     if matches!(type_, EventType::Warning) {
-        tracing::warn!(resource = ?reference.name, namespace = ?reference.namespace, reason, "{note}");
+        let name = |name: &Option<String>| name.clone().unwrap_or_default();
+        tracing::warn!(service = name(&reference.name), namespace = name(&reference.namespace), reason, "{note}");
     }
     let event = Event {
         type_,
         reason: reason.to_owned(),
         note: Some(note.chars().take(1000).collect()),
         action: reason.to_owned(),
-        secondary: None,
+        secondary,
     };
     if let Err(error) = context.recorder.publish(&event, reference).await {
         tracing::warn!(%error, reason, "failed to publish an event");

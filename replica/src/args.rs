@@ -1,5 +1,6 @@
 //! Options of a replica. Each is also an environment variable, `LOCKSTEP_` and the option's name.
 
+use std::io::IsTerminal;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
@@ -76,6 +77,10 @@ pub struct Args {
     #[arg(long, env = "LOCKSTEP_MAX_QUEUED_BYTES", value_name = "BYTES", default_value_t = 64 << 20)]
     pub max_queued_bytes: usize,
 
+    /// Bytes of one file of the log, zero-filled ahead: a multiple of 4096 from 8 MiB to 1 GiB
+    #[arg(long, env = "LOCKSTEP_SEGMENT_BYTES", value_name = "BYTES", default_value_t = 64 << 20)]
+    pub segment_bytes: u64,
+
     /// Process whose child this replica is: it stops when that process is gone
     #[arg(long, hide = true, value_name = "PID")]
     pub parent_pid: Option<i32>,
@@ -114,6 +119,7 @@ impl Default for Args {
             max_streams: 256,
             max_stream_requests: limits::STREAM_REQUESTS_MAX,
             max_queued_bytes: 64 << 20,
+            segment_bytes: 64 << 20,
             parent_pid: None,
         }
     }
@@ -136,6 +142,10 @@ impl Args {
         if self.max_queued_bytes < 2 * limits::FRAME_BYTES_MAX || self.max_queued_bytes > u32::MAX as usize {
             let why = format!("must be {} to {}", 2 * limits::FRAME_BYTES_MAX, u32::MAX);
             return wrong("--max-queued-bytes", why);
+        }
+        // Less than 8 MiB may be too little for one batch with the largest block.
+        if !(8 << 20..=1 << 30).contains(&self.segment_bytes) || !self.segment_bytes.is_multiple_of(4096) {
+            return wrong("--segment-bytes", "must be a multiple of 4096 from 8 MiB to 1 GiB".to_owned());
         }
         if self.max_connections == 0 || self.max_streams == 0 || self.max_stream_requests == 0 {
             return wrong(
@@ -176,7 +186,10 @@ impl Args {
             eprintln!("lockstep replica: --log-level {:?} is not understood ({error}); using info", self.log_level);
             EnvFilter::new("info")
         });
-        let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        let logs = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_writer(std::io::stderr);
         // An error means that a subscriber is there already, which is as good.
         let _ = match self.log_format {
             LogFormat::Text => logs.try_init(),

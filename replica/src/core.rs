@@ -283,6 +283,12 @@ struct Caller {
     since: Moment,
 }
 
+/// Answers of one turn for one stream.
+struct Answers {
+    sink: Arc<Sink>,
+    list: Vec<(u64, Answer)>,
+}
+
 /// Whether the thread goes on.
 #[derive(PartialEq, Eq)]
 enum Next {
@@ -371,7 +377,7 @@ impl<D: Disk> Core<D> {
     }
 
     fn answer(&mut self, now: Moment, replies: Vec<(Token, Answer)>) {
-        let mut streams: HashMap<u64, (Arc<Sink>, Vec<(u64, Answer)>)> = HashMap::new();
+        let mut streams: HashMap<u64, Answers> = HashMap::new();
         for (token, answer) in replies {
             let caller = self.callers.remove(&token).expect("the engine answers each request once");
             self.metrics.observe_answer(caller.kind, &answer, Duration::from_micros(now.since(caller.since)));
@@ -379,12 +385,14 @@ impl<D: Disk> Core<D> {
                 // Whoever does not wait any more needs no answer.
                 ReplyTo::Call(reply) => drop(reply.send(answer)),
                 ReplyTo::Stream { sink, id } => {
-                    streams.entry(sink.number).or_insert_with(|| (sink, Vec::new())).1.push((id, answer));
+                    let answers = streams.entry(sink.number).or_insert_with(|| Answers { sink, list: Vec::new() });
+                    answers.list.push((id, answer));
                 }
             }
         }
-        for (sink, answers) in streams.into_values() {
-            let _ = sink.answers.send(answers);
+        for Answers { sink, list } in streams.into_values() {
+            // A client that left needs no answer.
+            let _ = sink.answers.send(list);
         }
     }
 

@@ -21,13 +21,15 @@ pub(crate) struct Batch {
     pub commands: usize,
 }
 
-/// Starts the thread. It ends when the sender is dropped.
+/// Makes the second segment ready, then starts the thread. It ends when the sender is dropped.
 pub(crate) fn start<D: Disk>(
-    writer: Writer<D>,
+    mut writer: Writer<D>,
     done: UnboundedSender<Urgent>,
     metrics: Arc<Metrics>,
 ) -> io::Result<(Sender<Batch>, JoinHandle<()>)> {
     let (batches, queue) = channel();
+    // Before the first vote: zero-filling may take longer than an election.
+    allocate_ahead(&mut writer);
     let thread = thread::Builder::new().name("wal".to_owned()).spawn(move || {
         let _guard = EndsProcess;
         write(writer, &queue, &done, &metrics);
@@ -36,12 +38,14 @@ pub(crate) fn start<D: Disk>(
 }
 
 fn write<D: Disk>(mut writer: Writer<D>, queue: &Receiver<Batch>, done: &UnboundedSender<Urgent>, metrics: &Metrics) {
-    let mut ahead = Ahead::Due;
+    // Whether the next segment may be missing.
+    let mut due = false;
     loop {
-        let batch = match queue.recv_timeout(if ahead == Ahead::Due { IDLE } else { Duration::MAX }) {
+        let batch = match queue.recv_timeout(if due { IDLE } else { Duration::MAX }) {
             Ok(batch) => batch,
             Err(RecvTimeoutError::Timeout) => {
-                ahead = allocate_ahead(&mut writer, ahead);
+                allocate_ahead(&mut writer);
+                due = false;
                 continue;
             }
             Err(RecvTimeoutError::Disconnected) => return,
@@ -55,31 +59,21 @@ fn write<D: Disk>(mut writer: Writer<D>, queue: &Receiver<Batch>, done: &Unbound
         if batch.commands > 0 {
             metrics.requests_per_sync.observe(batch.commands as f64);
         }
-        ahead = Ahead::Due;
+        due = true;
         if done.send(Urgent::Written(batch.prepared.seq())).is_err() {
             return;
         }
     }
 }
 
-/// Whether the next segment may be missing.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Ahead {
-    Due,
-    Done,
-}
-
-fn allocate_ahead<D: Disk>(writer: &mut Writer<D>, ahead: Ahead) -> Ahead {
-    if ahead == Ahead::Due {
-        match writer.allocate_ahead() {
-            Ok(()) => {}
-            Err(lockstep_wal::CommitError::Io(failure)) if failure.is_no_space() => {
-                tracing::warn!("the disk is nearly full, this replica stops once the current segment is: {failure}");
-            }
-            Err(error) => stop(&error),
+fn allocate_ahead<D: Disk>(writer: &mut Writer<D>) {
+    match writer.allocate_ahead() {
+        Ok(()) => {}
+        Err(lockstep_wal::CommitError::Io(failure)) if failure.is_no_space() => {
+            tracing::warn!("the disk is nearly full; this replica stops once the current segment is full: {failure}");
         }
+        Err(error) => stop(&error),
     }
-    Ahead::Done
 }
 
 /// What the disk holds is in doubt, so what is in memory is worth nothing (PROTOCOL §8).

@@ -33,6 +33,8 @@ use crate::peers::{PeerService, Peers, dial_all};
 
 /// How long a leader that is told to stop waits for another one.
 const HAND_OVER: Duration = Duration::from_secs(2);
+/// Between two looks whether there is anybody.
+const LOOK: Duration = Duration::from_millis(20);
 /// How long requests under way may take to be answered then.
 const DRAIN: Duration = Duration::from_secs(1);
 /// How long connections may take to close.
@@ -244,7 +246,8 @@ impl Process {
             return Err(no_voter.into());
         };
         let peers = Arc::new(peers);
-        let options = EngineOptions { rules: self.args.rules(), ..EngineOptions::default() };
+        let wal = lockstep_wal::Options { segment_bytes: self.args.segment_bytes };
+        let options = EngineOptions { rules: self.args.rules(), wal };
         let (disk, copy, clock) = (Arc::clone(&self.disk), identity.clone(), self.clock);
         let (others, metrics, max_queued_bytes) =
             (Arc::clone(&peers), Arc::clone(&self.metrics), self.args.max_queued_bytes);
@@ -303,8 +306,21 @@ async fn hand_over_to_anyone(running: &Running) {
     if status.role != RoleName::Leader || status.voters.len() == 1 {
         return;
     }
-    match timeout(HAND_OVER, hand_over(running, None)).await {
-        Ok(leader) => tracing::info!("handed over to {leader}"),
+    // When all replicas are told to stop, the others may be gone already.
+    let alone = async {
+        while !running.peers.is_alone() {
+            sleep(LOOK).await;
+        }
+    };
+    let handed_over = async {
+        tokio::select! {
+            leader = hand_over(running, None) => Some(leader),
+            () = alone => None,
+        }
+    };
+    match timeout(HAND_OVER, handed_over).await {
+        Ok(Some(leader)) => tracing::info!("handed over to {leader}"),
+        Ok(None) => tracing::info!("no other replica is up; nobody to hand over to"),
         Err(_) => tracing::warn!("nobody took over within {HAND_OVER:?}; the others elect a leader without this one"),
     }
 }

@@ -36,17 +36,28 @@ enum Command {
     Dev(dev::DevArgs),
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    let done = match cli.command {
-        Command::Kv(args) => kv::run(args).await,
-        Command::Status(args) => status::run(args).await,
-        Command::Load(args) => load::run(args).await,
-        Command::Dev(args) => dev::run(args).await,
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("lockstep: cannot start threads: {error}");
+            return ExitCode::FAILURE;
+        }
     };
+    let done = runtime.block_on(async {
+        match cli.command {
+            Command::Kv(args) => kv::run(args).await,
+            Command::Status(args) => status::run(args).await,
+            Command::Load(args) => load::run(args).await,
+            Command::Dev(args) => dev::run(args).await,
+            Command::Replica(_) => unreachable!("a replica is run by main"),
+        }
+    });
+    // A name that is still being looked up must not hold us up.
+    runtime.shutdown_background();
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -4,10 +4,10 @@ use lockstep_types::Command;
 
 use crate::session::{Attempt, Life, Place, Subject};
 use crate::window::Phase;
-use crate::{Action, AttemptId, Micros, Operation, RefusalKind, Session, Target, Ticket};
+use crate::{Action, AttemptId, Micros, Operation, RefusalKind, Session, Target};
 
 impl Session {
-    fn flush(&mut self, now: Micros, out: &mut Vec<Action>) {
+    pub(crate) fn flush(&mut self, now: Micros, out: &mut Vec<Action>) {
         self.open_if_needed(now);
         if self.due.is_empty() && (self.waiting.is_empty() || !self.window.has_room()) || now < self.router.not_before()
         {

@@ -3,14 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
-use lockstep_types::{Command, SessionId};
+use lockstep_types::SessionId;
 
 use crate::random::Random;
 use crate::router::Router;
 use crate::window::{Phase, Request, Window};
-use crate::{
-    Action, AttemptId, Doubt, Input, Micros, Operation, Options, Outcome, RefusalKind, Rejection, Target, Ticket,
-};
+use crate::{Action, AttemptId, Doubt, Input, Micros, Options, Outcome, Rejection, Target, Ticket};
 
 /// One client session. Opened when the first request needs it; a new one when it was evicted.
 ///

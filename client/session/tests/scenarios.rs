@@ -215,10 +215,8 @@ fn session_gap_below_what_was_acknowledged_opens_another_session() {
     bench.submit(1);
     let sent = bench.take();
     bench.answer(&sent[0], LogOutcome::Gap { expected: 1 });
-    assert!(
-        matches!(bench.outcomes()[..], [(1, Outcome::Unknown { reason: Doubt::Evicted })])
-            || bench.session.id().is_none()
-    );
+    assert_eq!(bench.outcomes(), [unknown(1, Doubt::Evicted)]);
+    assert_eq!(bench.session.id(), None);
 }
 
 #[test]

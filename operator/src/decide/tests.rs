@@ -380,6 +380,9 @@ fn object_that_a_webhook_rewrites_is_not_fought_over() {
     assert_eq!(word(&run(&service, &world)), "apply StatefulSet/kv");
     world.settled.insert(("StatefulSet", "kv".into()));
     assert_eq!(word(&run(&service, &world)), "converged");
+    // What was settled then is not what is wanted now.
+    let corrected = Service { image: "localhost/lockstep:corrected".into(), ..service };
+    assert_eq!(word(&run(&corrected, &world)), "apply StatefulSet/kv");
 }
 
 #[test]

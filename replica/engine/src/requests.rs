@@ -109,8 +109,8 @@ struct Open {
     operation: Operation,
     deadline: Moment,
     arrived: Moment,
-    /// It may have reached a log.
-    sent: bool,
+    /// How often it was queued here or forwarded: from the first time on it may have reached a log.
+    attempts: u32,
     /// When it was last forwarded.
     forwarded: Option<(Slot, Moment)>,
 }
@@ -167,7 +167,7 @@ impl<D: Disk> Engine<D> {
         }
         self.requests.open_bytes += size;
         self.requests.deadlines.insert((deadline, token));
-        let open = Open { operation, deadline, arrived: now, sent: false, forwarded: None };
+        let open = Open { operation, deadline, arrived: now, attempts: 0, forwarded: None };
         let before = self.requests.open.insert(token, open);
         assert!(before.is_none(), "token {token:?} was used twice");
         self.requests.waiting.insert(token);
@@ -183,12 +183,12 @@ impl<D: Disk> Engine<D> {
         match (&open.operation, leader) {
             (_, None) => return,
             (Operation::Command(command), Some(_)) if leads => {
-                open.sent = true;
+                open.attempts += 1;
                 self.requests.queue_bytes += command.len();
                 self.requests.queue.push_back((Origin::Client(token), command.clone()));
             }
             (Operation::Command(command), Some(to)) => {
-                open.sent = true;
+                open.attempts += 1;
                 open.forwarded = Some((to, now));
                 let message = PeerMessage::Forward { id, command: command.clone() };
                 self.send(to, message);
@@ -274,7 +274,7 @@ impl<D: Disk> Engine<D> {
                 break;
             }
             let open = self.requests.close(token).expect("every deadline belongs to an open request");
-            self.out.replies.push((token, Answer::Refused(Refusal::Deadline { never_proposed: !open.sent })));
+            self.out.replies.push((token, Answer::Refused(Refusal::Deadline { never_proposed: open.attempts == 0 })));
         }
         let leaderless: Vec<Token> = self
             .requests
@@ -286,7 +286,9 @@ impl<D: Disk> Engine<D> {
         if self.requests.leader.is_none() {
             for token in leaderless {
                 let open = self.requests.close(token).expect("a waiting request is open");
-                self.out.replies.push((token, Answer::Refused(Refusal::NoLeader { never_proposed: !open.sent })));
+                self.out
+                    .replies
+                    .push((token, Answer::Refused(Refusal::NoLeader { never_proposed: open.attempts == 0 })));
             }
         }
         let again: Vec<Token> = self
@@ -373,21 +375,23 @@ impl<D: Disk> Engine<D> {
             return;
         }
         let token = Token(id & ((1 << 40) - 1));
-        let expected = self.requests.open.get(&token).and_then(|open| open.forwarded);
-        if expected.is_none_or(|(to, _)| to != from) {
+        let Some(open) = self.requests.open.get(&token) else { return };
+        if open.forwarded.is_none_or(|(to, _)| to != from) {
             return;
         }
+        let first = open.attempts == 1;
         match result {
             ForwardResult::Outcome(outcome) => {
                 self.requests.close(token);
                 self.out.replies.push((token, Answer::Outcome(outcome)));
             }
-            // The next scan or the next leader starts it again.
-            ForwardResult::NotLeader => {}
-            ForwardResult::Overloaded => {
+            ForwardResult::Overloaded if first => {
                 self.requests.close(token);
                 self.out.replies.push((token, Answer::Refused(Refusal::Overloaded)));
             }
+            // The next scan or the next leader starts it again. An earlier attempt may have reached a log, so that it cannot be
+            // refused as one that did not.
+            ForwardResult::NotLeader | ForwardResult::Overloaded => {}
         }
     }
 

@@ -503,11 +503,14 @@ impl Checkers {
                 "{me} leaves for {view} with rank {rank}, and its synced log has Timeout {} and ends with {head}",
                 durable.timeout
             ),
+            // Its own Timeout for a view that it leads serves as well: after a restart it never leads that one (schedule S1).
+            // A follower that heard a heartbeat may fetch the first block before Lead is durable.
             Promised::Lead(view) => require!(
-                durable.lead >= view,
+                durable.lead >= view || durable.timeout >= view,
                 "promised is durable",
-                "{me} proposes in view {view}, and its synced log has Lead {}",
-                durable.lead
+                "{me} proposes in view {view}, and its synced log has Lead {} and Timeout {}",
+                durable.lead,
+                durable.timeout
             ),
         }
         Ok(())

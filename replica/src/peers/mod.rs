@@ -118,6 +118,11 @@ impl Peers {
         self.outboxes.get(&slot)
     }
 
+    /// Whether no other voter is connected.
+    pub fn is_alone(&self) -> bool {
+        !self.outboxes.values().any(Outbox::is_connected)
+    }
+
     pub fn service(&self) -> ServiceId {
         self.service
     }

@@ -78,6 +78,11 @@ impl Outbox {
         }
     }
 
+    /// Whether a stream takes messages out.
+    pub fn is_connected(&self) -> bool {
+        self.lock().stream.is_some()
+    }
+
     /// From now on messages are queued, for this stream.
     pub fn connect(&self) -> Drain<'_> {
         let mut queue = self.lock();

@@ -12,7 +12,7 @@
 mod admin;
 mod limits;
 mod peers;
-mod serving;
 mod service;
+mod serving;
 mod starting;
 mod stopping;

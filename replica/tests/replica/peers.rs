@@ -1,1 +1,198 @@
-//! Stub.
+//! Who may join the conversation between replicas.
+
+use bytes::Bytes;
+use lockstep_types::{Genesis, ReplicaId};
+use lockstep_wire::convert::id_bytes;
+use lockstep_wire::v1::peer_client::PeerClient;
+use lockstep_wire::{limits, v1};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status, Streaming};
+
+use crate::service::{Replica, Service, TOKEN, eventually, genesis, offer};
+
+/// A stream to the replica's peer port, from someone who says `hello`.
+async fn call(
+    replica: &Replica,
+    hello: v1::PeerHello,
+) -> Result<(mpsc::Sender<v1::PeerFrame>, Streaming<v1::PeerHello>), Status> {
+    let mut client = PeerClient::connect(format!("http://{}", replica.peer_address())).await.expect("it listens");
+    let (frames, receiver) = mpsc::channel(16);
+    let frame = v1::PeerFrame { hello: Some(hello), messages: Vec::new() };
+    frames.send(frame).await.expect("a new channel");
+    let answers = client.exchange(ReceiverStream::new(receiver)).await?.into_inner();
+    Ok((frames, answers))
+}
+
+/// The Hello of the voter with this index.
+fn hello(genesis: &Genesis, voter: usize) -> v1::PeerHello {
+    v1::PeerHello {
+        protocol_version: limits::PROTOCOL_VERSION,
+        service_id: id_bytes(genesis.service.as_bytes()),
+        replica_id: id_bytes(genesis.voters[voter].as_bytes()),
+        boot: 1000,
+        client_address: String::new(),
+    }
+}
+
+/// A service that keeps working whatever the test does to it.
+async fn works(service: &Service) {
+    for replica in &service.replicas {
+        replica.put("works", "yes").await.expect("a majority runs");
+        assert_eq!(replica.get("works").await.expect("a majority runs").as_deref(), Some("yes"));
+    }
+}
+
+#[tokio::test]
+async fn peer_of_the_service_is_told_who_answers() {
+    let service = Service::born(1).await;
+    let mut hello = hello(service.genesis.as_ref().expect("it is born"), 0);
+    hello.boot = 1;
+    let (_frames, mut answers) = call(&service.replicas[0], hello.clone()).await.expect("a voter");
+    let answer = answers.message().await.expect("no error").expect("a Hello");
+    assert_eq!(answer.replica_id, hello.replica_id);
+    assert_eq!(answer.client_address, service.replicas[0].client_address());
+}
+
+#[tokio::test]
+async fn peer_of_another_service_is_refused() {
+    let service = Service::born(3).await;
+    let mut hello = hello(service.genesis.as_ref().expect("it is born"), 1);
+    hello.service_id = vec![9; 16].into();
+    let refused = call(&service.replicas[0], hello).await.expect_err("another service");
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().ends_with("name only members of one service in --peers"), "{refused}");
+    works(&service).await;
+}
+
+#[tokio::test]
+async fn peer_of_a_later_protocol_is_refused() {
+    let service = Service::born(3).await;
+    let mut hello = hello(service.genesis.as_ref().expect("it is born"), 1);
+    hello.protocol_version += 1;
+    let refused = call(&service.replicas[0], hello).await.expect_err("a later protocol");
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("speaks peer protocol 2, newer than 1"), "{refused}");
+    assert!(refused.message().ends_with("run the newer release on this replica too, or the older one on that"));
+    works(&service).await;
+}
+
+#[tokio::test]
+async fn peer_that_does_not_vote_is_refused() {
+    let service = Service::born(3).await;
+    let mut hello = hello(service.genesis.as_ref().expect("it is born"), 1);
+    hello.replica_id = vec![5; 16].into();
+    let refused = call(&service.replicas[0], hello).await.expect_err("a stranger");
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("is no voter of service"), "{refused}");
+}
+
+#[tokio::test]
+async fn peer_whose_boot_counter_went_back_is_refused() {
+    let service = Service::born(3).await;
+    let mut hello = hello(service.genesis.as_ref().expect("it is born"), 1);
+    hello.boot = 0;
+    eventually("the replica met its peer", || async {
+        service.replicas[0].log().contains("opened a stream").then_some(())
+    })
+    .await;
+    let refused = call(&service.replicas[0], hello).await.expect_err("an old copy of a volume");
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("its volume is an old copy"), "{refused}");
+}
+
+#[tokio::test]
+async fn peer_before_genesis_is_asked_to_wait() {
+    let service = Service::unborn(1).await;
+    let hello = hello(&genesis(1, vec![ReplicaId::from_bytes([1; 16])]), 0);
+    let refused = call(&service.replicas[0], hello).await.expect_err("no genesis");
+    assert_eq!(refused.code(), Code::Unavailable);
+}
+
+#[tokio::test]
+async fn peer_that_says_no_hello_is_refused() {
+    let service = Service::born(1).await;
+    let mut client = PeerClient::connect(format!("http://{}", service.replicas[0].peer_address())).await.expect("up");
+    let frame = v1::PeerFrame { hello: None, messages: Vec::new() };
+    let refused = client.exchange(futures::stream::iter([frame])).await.expect_err("no Hello");
+    assert_eq!(refused.code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn peer_message_that_makes_no_sense_ends_its_stream_only() {
+    let service = Service::born(3).await;
+    let genesis = service.genesis.as_ref().expect("it is born");
+    let view = Some(v1::View { round: 1 << 40, leader_slot: 2 });
+    let nowhere = v1::BlockRef { view, height: 1, hash: vec![1; 32].into() };
+    let bad_block = v1::peer_message::Message::Propose(v1::Propose {
+        view,
+        block: Bytes::from_static(b"no block"),
+        committed: Some(nowhere.clone()),
+    });
+    let no_view = v1::peer_message::Message::PreCheck(v1::PreCheck::default());
+    let short_hash =
+        v1::peer_message::Message::Ack(v1::Ack { view, height: 1, hash: vec![1; 3].into(), ..v1::Ack::default() });
+    for message in [Some(bad_block), Some(no_view), Some(short_hash), None] {
+        let (frames, mut answers) = call(&service.replicas[0], hello(genesis, 1)).await.expect("a voter");
+        answers.message().await.expect("no error").expect("a Hello");
+        let frame = v1::PeerFrame { hello: None, messages: vec![v1::PeerMessage { epoch: 1, message }] };
+        frames.send(frame).await.expect("the stream is open");
+        let ended = answers.message().await.expect_err("the stream ends");
+        assert_eq!(ended.code(), Code::InvalidArgument, "{ended}");
+    }
+    works(&service).await;
+}
+
+#[tokio::test]
+async fn peer_message_that_lies_harms_nothing() {
+    let service = Service::born(3).await;
+    let genesis = service.genesis.as_ref().expect("it is born");
+    let (frames, mut answers) = call(&service.replicas[0], hello(genesis, 1)).await.expect("a voter");
+    answers.message().await.expect("no error").expect("a Hello");
+    let view = Some(v1::View { round: 1, leader_slot: 77 });
+    let nowhere = || Some(v1::BlockRef { view, height: 1 << 60, hash: vec![1; 32].into() });
+    let lies = [
+        v1::peer_message::Message::Heartbeat(v1::Heartbeat {
+            view,
+            round: 9,
+            head: nowhere(),
+            committed: nowhere(),
+            acknowledged: 1 << 60,
+        }),
+        v1::peer_message::Message::Fetch(v1::Fetch { after: u64::MAX, anchor: vec![2; 32].into(), tip: nowhere() }),
+        v1::peer_message::Message::Fetched(v1::Fetched { after: u64::MAX, committed: nowhere(), ..Default::default() }),
+        v1::peer_message::Message::Forward(v1::Forward { id: 1, command: Bytes::from_static(b"no command") }),
+        v1::peer_message::Message::ForwardReply(v1::ForwardReply {
+            id: 1,
+            result: Some(v1::forward_reply::Result::Refusal(v1::ForwardRefusal::default())),
+        }),
+        v1::peer_message::Message::ReadIndexReply(v1::ReadIndexReply { id: 1, height: Some(u64::MAX) }),
+    ];
+    for epoch in [0, 1, 99] {
+        let messages = lies.iter().map(|lie| v1::PeerMessage { epoch, message: Some(lie.clone()) }).collect();
+        frames.send(v1::PeerFrame { hello: None, messages }).await.expect("the stream is open");
+    }
+    works(&service).await;
+}
+
+#[tokio::test]
+async fn replicas_of_two_services_at_each_others_addresses_stay_apart() {
+    // One replica is told of the others' addresses, but was born into a service of its own.
+    let service = Service::unborn(3).await;
+    let mut voters = Vec::new();
+    for replica in &service.replicas[..1] {
+        voters.push(replica.up().await.replica);
+    }
+    assert!(offer(&service.replicas[0], &genesis(1, voters.clone()), TOKEN).await.expect("a genesis that fits"));
+    let other = service.replicas[1].up().await.replica;
+    assert!(offer(&service.replicas[1], &genesis(2, vec![other]), TOKEN).await.expect("a genesis that fits"));
+    for replica in &service.replicas[..2] {
+        eventually("each says why it has no stream to the other", || async {
+            replica.log().contains("name only members of one service in --peers").then_some(())
+        })
+        .await;
+        eventually("each leads itself", || async { replica.status().await.filter(|s| s.is_ready()) }).await;
+    }
+    service.replicas[0].put("key", "of the first").await.expect("it leads itself");
+    assert_eq!(service.replicas[1].get("key").await.expect("it leads itself"), None);
+}

@@ -65,14 +65,18 @@ impl Replica {
             format!("--metrics-listen={ip}:{}", limits::METRICS_PORT),
             format!("--peers={peers}"),
             format!("--admin-token={TOKEN}"),
+            // Zero-filling the default takes longer than most tests here.
+            format!("--segment-bytes={}", 8 << 20),
             format!("--parent-pid={}", std::process::id()),
             "--log-level=debug,h2=info,hyper=info,tower=info".to_owned(),
         ];
         Replica { ip, data, log, options, child: None }
     }
 
-    /// Adds an option for the next start.
+    /// Sets an option, `--name=value`, for the next start.
     pub fn option(&mut self, option: &str) {
+        let (name, _) = option.split_once('=').expect("options here have values");
+        self.options.retain(|other| other.split_once('=').is_none_or(|(other, _)| other != name));
         self.options.push(option.to_owned());
     }
 

@@ -69,7 +69,9 @@ impl ClientPod {
         // Not all that the service can take: the tests look at what happens, on few processors, not at how fast.
         let endpoints = format!("{},{}", service.peers_endpoint(), service.endpoint());
         let command = ["load", "--endpoints", &endpoints, "--prefix", &format!("{name}/"), "--progress", "json"];
-        let manifest = pod(name, &node.name, &[&command[..], &["--concurrency", "4", "--rate", "400"]].concat());
+        let arguments = [&command[..], &["--concurrency", "4", "--rate", "400"]].concat();
+        let node = format!("  nodeSelector: {{kubernetes.io/hostname: {}}}\n", node.name);
+        let manifest = pod(name, IMAGE, &arguments, &node);
         client.scope.apply(&manifest).await?;
         wait::until(&format!("{name} writes"), STARTS_WITHIN, async || client.writes_beyond(0).await).await?;
         Ok(client)
@@ -128,8 +130,8 @@ impl ClientPod {
     }
 }
 
-/// A pod that runs the command line once, on a node.
-fn pod(name: &str, node: &str, arguments: &[&str]) -> String {
+/// A pod that runs a program once, and passes Pod Security *restricted*.
+pub fn pod(name: &str, image: &str, arguments: &[&str], more: &str) -> String {
     let arguments = Value::from(arguments);
     format!(
         "apiVersion: v1
@@ -137,20 +139,18 @@ kind: Pod
 metadata: {{name: {name}, labels: {{app: {name}}}}}
 spec:
   restartPolicy: Never
-  nodeSelector: {{kubernetes.io/hostname: {node}}}
   enableServiceLinks: false
   automountServiceAccountToken: false
   securityContext: {{runAsNonRoot: true, runAsUser: 65532, seccompProfile: {{type: RuntimeDefault}}}}
   containers:
   - name: client
-    image: {IMAGE}
+    image: {image}
     imagePullPolicy: Never
-    command: [/bin/lockstep]
     args: {arguments}
     securityContext:
       allowPrivilegeEscalation: false
       readOnlyRootFilesystem: true
       capabilities: {{drop: [ALL]}}
-"
+{more}"
     )
 }

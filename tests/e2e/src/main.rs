@@ -13,6 +13,7 @@ mod recovery;
 mod scope;
 mod service;
 mod tests;
+mod unary;
 mod wait;
 
 use std::env;
@@ -32,6 +33,11 @@ const TEST_LIMIT: Duration = Duration::from_secs(420);
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
+    if let [flag, address, puts] = arguments.as_slice()
+        && flag == unary::FLAG
+    {
+        return unary::puts(address, puts).await;
+    }
     if arguments.iter().any(|argument| argument == "--list") {
         TESTS.iter().for_each(|test| println!("{:<12} {}", test.name, test.shows));
         return ExitCode::SUCCESS;
@@ -94,9 +100,5 @@ async fn run_one(cluster: &Cluster, test: &Test, recoveries: &mut Recoveries) ->
     }
     // A switch that a failed test left must not fail the next one.
     let restored = tests::restore(cluster).await;
-    if env::var_os("KEEP").is_none() {
-        outcome.and(restored).and(scope.remove().await)
-    } else {
-        outcome.and(restored)
-    }
+    if env::var_os("KEEP").is_none() { outcome.and(restored).and(scope.remove().await) } else { outcome.and(restored) }
 }

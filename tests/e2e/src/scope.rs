@@ -66,9 +66,7 @@ metadata:
 
     /// Applies a manifest in this namespace, which may be refused.
     pub async fn try_apply(&self, manifest: &str) -> Result<Said> {
-        self.cluster
-            .try_kubectl(&["apply", "--namespace", &self.namespace, "--filename", "-"], Some(manifest))
-            .await
+        self.cluster.try_kubectl(&["apply", "--namespace", &self.namespace, "--filename", "-"], Some(manifest)).await
     }
 
     /// Writes down all that could explain a failure, and gives the folder and the few lines that say most.
@@ -86,7 +84,8 @@ metadata:
         ] {
             fs::write(folder.join(file), self.say(&[arguments, &here].concat()).await).await?;
         }
-        fs::write(folder.join("nodes.txt"), self.say(&["get", "nodes,persistentvolumes", "--output", "wide"]).await).await?;
+        fs::write(folder.join("nodes.txt"), self.say(&["get", "nodes,persistentvolumes", "--output", "wide"]).await)
+            .await?;
         self.logs(&folder, &self.namespace).await?;
         self.logs(&folder, OPERATOR_NAMESPACE).await?;
         Ok((folder.canonicalize()?, wide))

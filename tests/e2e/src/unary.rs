@@ -1,4 +1,7 @@
-//! Plain unary gRPC calls, as any program in any language makes them: no session, no retry, no library of ours.
+//! Plain unary gRPC calls, as any program in any language makes them: no session, no retry, no library of ours. From here,
+//! and from a pod that runs this very program.
+
+use std::process::ExitCode;
 
 use bytes::Bytes;
 use lockstep_wire::v1::key_value_client::KeyValueClient;
@@ -7,6 +10,31 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::failure::Failure;
 use crate::{Result, ensure};
+
+/// `e2e --unary HOST:PORT COUNT` is what the pod runs.
+pub const FLAG: &str = "--unary";
+
+/// Puts one key `count` times and reads it, each call over a connection of its own, so that a Service has to choose a
+/// replica each time.
+pub async fn puts(address: &str, count: &str) -> ExitCode {
+    let work = async {
+        let count: u64 = count.parse()?;
+        for expected in 1..=count {
+            let version = Unary::connect(address).await?.put("pod", &format!("value {expected}")).await?;
+            ensure!(version == expected, "put {expected} gives version {version}");
+            let value = Unary::connect(address).await?.get("pod").await?;
+            ensure!(value == format!("value {expected}"), "get after put {expected} gives {value:?}");
+        }
+        Ok(())
+    };
+    match work.await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
 
 /// Calls over one connection.
 #[derive(Debug)]

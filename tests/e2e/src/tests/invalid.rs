@@ -40,7 +40,11 @@ pub async fn run(scope: &Scope) -> Result {
     }
     let scaled = ["--namespace", &scope.namespace, "scale", "replicatedservice/kv", "--replicas", "5"];
     let said = scope.cluster.try_kubectl(&scaled, None).await?;
-    ensure!(!said.ok && said.err.contains(rules::REPLICAS_FIXED.1), "kubectl scale to 5 says {:?}", said.out + &said.err);
+    ensure!(
+        !said.ok && said.err.contains(rules::REPLICAS_FIXED.1),
+        "kubectl scale to 5 says {:?}",
+        said.out + &said.err
+    );
     Ok(())
 }
 

@@ -35,7 +35,8 @@ pub async fn run(scope: &Scope) -> Result {
     // The log works, and the operator was there: it renewed its Lease.
     let operator = format!("system:serviceaccount:{OPERATOR_NAMESPACE}:");
     let all = audit::since(log, mark).await?;
-    let renewals = all.iter().filter(|change| change.user.starts_with(&operator) && change.resource == "leases").count();
+    let renewals =
+        all.iter().filter(|change| change.user.starts_with(&operator) && change.resource == "leases").count();
     ensure!(renewals > 0, "no Lease renewal by the operator in the audit log: {} changes by others", all.len());
     service.is_ready().await
 }

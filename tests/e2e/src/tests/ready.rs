@@ -12,9 +12,13 @@ pub async fn run(scope: &Scope) -> Result {
     let service = Service::start(scope, "kv", 3).await?;
 
     let resource = service.resource().await?;
-    for (type_, wanted) in
-        [("Ready", "True"), ("Available", "True"), ("FaultTolerant", "True"), ("Progressing", "False"), ("Degraded", "False")]
-    {
+    for (type_, wanted) in [
+        ("Ready", "True"),
+        ("Available", "True"),
+        ("FaultTolerant", "True"),
+        ("Progressing", "False"),
+        ("Degraded", "False"),
+    ] {
         let found = condition(&resource, type_).map(|condition| text(condition, "/status"));
         ensure!(found.as_deref() == Some(wanted), "condition {type_} is {found:?}, not {wanted}");
     }

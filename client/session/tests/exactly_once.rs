@@ -1,98 +1,79 @@
-//! The session against a toy service over a network that loses, duplicates and reorders, with failing replicas and evicted
+//! The session against the real session table over a network that loses, duplicates and reorders, with failing replicas and evicted
 //! sessions: executed at most once, honest outcomes, everything completes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
+use lockstep_machine::Executor;
 use lockstep_session::{
     Action, Answer, AttemptId, Doubt, Input, Micros, Operation, Options, Outcome, Refusal, RefusalKind, Rejection,
     Session, Target, Ticket,
 };
-use lockstep_types::limits::SESSION_WINDOW;
-use lockstep_types::{Command, Height, Invalid, Outcome as LogOutcome, SessionId};
+use lockstep_types::block::encode_body;
+use lockstep_types::kv::{KvReply, KvRequest};
+use lockstep_types::{
+    Block, BlockHeader, Command, Digest, Epoch, FaultModel, Genesis, LogTime, Outcome as LogOutcome, ReplicaId,
+    ServiceId, SessionId, Slot, View,
+};
 use proptest::prelude::*;
 
 const SECOND: Micros = 1_000_000;
 const TARGETS: u32 = 3;
 
-/// A service that is one log and one machine; the replicas are doors to it.
-#[derive(Default)]
+/// A service that is one log and the real executor; the replicas are doors to it.
 struct Service {
-    height: u64,
-    sessions: BTreeMap<SessionId, Table>,
-    executed: Vec<Bytes>,
-}
-
-struct Table {
-    nonce: [u8; 16],
-    last: u64,
-    acknowledged: u64,
-    replies: BTreeMap<u64, Option<Bytes>>,
+    executor: Executor,
+    sessions: VecDeque<SessionId>,
 }
 
 impl Service {
-    fn apply(&mut self, command: Command) -> LogOutcome {
-        self.height += 1;
-        match command {
-            Command::OpenSession { nonce } => {
-                let live = self.sessions.iter().find(|(_, table)| table.nonce == nonce).map(|(id, _)| *id);
-                let session = live.unwrap_or(SessionId { height: Height::new(self.height), index: 0 });
-                self.sessions.entry(session).or_insert(Table {
-                    nonce,
-                    last: 0,
-                    acknowledged: 0,
-                    replies: BTreeMap::new(),
-                });
-                LogOutcome::SessionOpened { session }
-            }
-            Command::CloseSession { session } => {
-                self.sessions.remove(&session);
-                LogOutcome::SessionClosed
-            }
-            Command::Execute { session, sequence, acknowledged, body } => {
-                if acknowledged >= sequence {
-                    return LogOutcome::Invalid { reason: Invalid::Sequence };
-                }
-                let Some(table) = self.sessions.get_mut(&session) else { return LogOutcome::Evicted };
-                table.acknowledged = table.acknowledged.max(acknowledged);
-                let acknowledged = table.acknowledged;
-                table.replies.retain(|sequence, _| *sequence > acknowledged);
-                if let Some(outcome) = table.seen(sequence) {
-                    return outcome;
-                }
-                if sequence >= acknowledged + SESSION_WINDOW {
-                    return LogOutcome::OverWindow { limit: SESSION_WINDOW };
-                }
-                self.executed.push(body);
-                let reply = Bytes::from(self.executed.len().to_string());
-                table.last = sequence;
-                table.replies.insert(sequence, Some(reply.clone()));
-                LogOutcome::Replied { reply }
-            }
-            Command::Resolve { session, sequence } => {
-                let Some(table) = self.sessions.get_mut(&session) else { return LogOutcome::Evicted };
-                if let Some(outcome) = table.seen(sequence) {
-                    return outcome;
-                }
-                table.last = sequence;
-                table.replies.insert(sequence, None);
-                LogOutcome::Cancelled
-            }
-            Command::Plain { .. } => unreachable!("a session sends no plain command"),
+    fn new() -> Self {
+        let genesis = Genesis {
+            service: ServiceId::from_bytes([1; 16]),
+            fault_model: FaultModel::Crash,
+            voters: vec![ReplicaId::from_bytes([1; 16])],
+            machine: "KeyValue".to_owned(),
+            sessions_max: 100,
+            reply_bytes_max: 1 << 20,
+        };
+        Service { executor: Executor::new(&genesis).unwrap(), sessions: VecDeque::new() }
+    }
+
+    fn apply(&mut self, command: &Command) -> LogOutcome {
+        let header = BlockHeader {
+            service: ServiceId::from_bytes([1; 16]),
+            epoch: Epoch::FIRST,
+            view: View::new(1, Slot::new(1)),
+            height: self.executor.applied().next(),
+            parent: Digest::ZERO,
+            body: Digest::ZERO,
+            log_time: LogTime::from_millis(1),
+        };
+        let commands = [command.encode()];
+        let block = Block::new(header, encode_body(&commands));
+        let outcome = self.executor.apply(block.header(), block.hash(), &commands).outcomes.remove(0);
+        if let LogOutcome::SessionOpened { session } = outcome {
+            self.sessions.retain(|live| *live != session);
+            self.sessions.push_back(session);
+        }
+        outcome
+    }
+
+    /// The oldest session is gone, as if the replicated rule had ended it.
+    fn evict(&mut self) {
+        if let Some(session) = self.sessions.pop_front() {
+            self.apply(&Command::CloseSession { session });
         }
     }
-}
 
-impl Table {
-    fn seen(&self, sequence: u64) -> Option<LogOutcome> {
-        if sequence <= self.acknowledged {
-            return Some(LogOutcome::AlreadyAcknowledged);
-        }
-        match self.replies.get(&sequence) {
-            Some(Some(reply)) => Some(LogOutcome::Replied { reply: reply.clone() }),
-            Some(None) => Some(LogOutcome::Cancelled),
-            None if sequence == self.last + 1 => None,
-            None => Some(LogOutcome::Gap { expected: self.last + 1 }),
+    /// How often this ticket's request was executed.
+    fn executions(&self, ticket: Ticket) -> u64 {
+        match KvReply::decode(self.executor.query(&KvRequest::Get { key: key(ticket) }.encode())).unwrap() {
+            KvReply::Found(found) => found.version,
+            reply => {
+                assert_eq!(reply, KvReply::Missing);
+                0
+            }
         }
     }
 }
@@ -145,8 +126,13 @@ struct World {
     closed: bool,
 }
 
+/// Each ticket writes its own key, so that the key's version counts its executions.
+fn key(ticket: Ticket) -> Bytes {
+    Bytes::from(ticket.to_string())
+}
+
 fn body(ticket: Ticket) -> Bytes {
-    Bytes::from(format!("body {ticket}"))
+    KvRequest::Put { key: key(ticket), value: key(ticket) }.encode()
 }
 
 fn is_read(ticket: Ticket) -> bool {
@@ -161,7 +147,7 @@ impl World {
             now: 0,
             random: Random(seed),
             faults,
-            service: Service::default(),
+            service: Service::new(),
             session: Session::new(options),
             events: BTreeMap::new(),
             order: 0,
@@ -218,15 +204,15 @@ impl World {
     }
 
     fn arrive(&mut self, id: AttemptId, target: Target, operation: Operation, copies: u64) {
-        if self.random.percent(self.faults.evict) && !self.service.sessions.is_empty() {
-            self.service.sessions.pop_first();
+        if self.random.percent(self.faults.evict) {
+            self.service.evict();
         }
         let outage = 2 * SECOND..(2 + self.faults.outage) * SECOND;
         let refuse = if outage.contains(&self.now) { 98 } else { self.faults.refuse };
         let refused = self.random.percent(refuse);
         let proposed = !refused || self.random.percent(50);
         let outcome = proposed.then(|| match operation {
-            Operation::Command(command) => self.service.apply(command),
+            Operation::Command(command) => self.service.apply(&command),
             Operation::Read { body } => LogOutcome::Replied { reply: body },
         });
         let answer = match outcome {
@@ -275,10 +261,6 @@ impl World {
         self.now = until;
         self.step(Input::Tick);
     }
-
-    fn executions(&self, ticket: Ticket) -> usize {
-        self.service.executed.iter().filter(|executed| **executed == body(ticket)).count()
-    }
 }
 
 fn run(seed: u64, faults: Faults, requests: u64) {
@@ -307,17 +289,14 @@ fn run(seed: u64, faults: Faults, requests: u64) {
         world.step(Input::Resolve { ticket, deadline });
     }
 
-    let mut replies = BTreeSet::new();
     for (ticket, outcome) in &world.outcomes {
-        let executions = world.executions(*ticket);
+        let executions = world.service.executions(*ticket);
         assert!(executions <= 1, "{ticket} was executed {executions} times");
         match outcome {
             Outcome::Committed { reply } if is_read(*ticket) => assert_eq!(*reply, body(*ticket)),
             Outcome::Committed { reply } => {
                 assert_eq!(executions, 1, "{ticket} is committed");
-                let position: usize = std::str::from_utf8(reply).unwrap().parse().unwrap();
-                assert_eq!(world.service.executed[position - 1], body(*ticket), "{ticket} has its own reply");
-                assert!(replies.insert(position));
+                assert_eq!(KvReply::decode(reply.clone()), Ok(KvReply::Written { version: 1 }));
             }
             Outcome::Rejected { reason } => {
                 assert_eq!(executions, 0, "{ticket} is rejected: {reason:?}");
@@ -343,8 +322,6 @@ fn session_healthy_service_commits_all() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
-
     #[test]
     fn session_any_faults_executes_once_and_tells_the_truth(
         seed: u64,
