@@ -221,4 +221,24 @@ mod tests {
     fn account_of_the_pods_mounts_no_token() {
         assert_eq!(account(&example()).automount_service_account_token, Some(false));
     }
+
+    #[test]
+    fn chart_grants_the_resource_of_the_api_crate() {
+        let rules = include_str!("../../charts/lockstep/templates/_helpers.tpl");
+        let granted = format!("- apiGroups: [{}]\n  resources: [replicatedservices]", lockstep_api::GROUP);
+        assert!(rules.contains(&granted), "charts/lockstep/templates/_helpers.tpl does not grant {granted:?}");
+        let notes = include_str!("../../charts/lockstep/templates/NOTES.txt");
+        let asked = format!("{}/{}/{}", lockstep_api::GROUP, lockstep_api::VERSION, lockstep_api::KIND);
+        assert!(notes.contains(&asked), "NOTES.txt does not ask for {asked:?}");
+    }
+
+    #[test]
+    fn chart_values_are_all_in_its_schema() {
+        let values: Value = serde_saphyr::from_str(include_str!("../../charts/lockstep/values.yaml")).expect("YAML");
+        let schema = include_str!("../../charts/lockstep/values.schema.json");
+        let schema: Value = serde_json::from_str(schema).expect("JSON");
+        for key in values.as_object().expect("values").keys() {
+            assert!(schema["properties"][key].is_object(), "charts/lockstep/values.schema.json lacks {key}");
+        }
+    }
 }

@@ -100,7 +100,8 @@ fn conditions(
 
     let refused = matches!(decision, Decision::Refuse(_));
     if ready == n && world.outdated().is_empty() && !refused {
-        list.push(READY, true, "AllReplicasReady", &format!("all {n} replicas are ready"));
+        let message = if n == 1 { "the replica is ready".to_owned() } else { format!("all {n} replicas are ready") };
+        list.push(READY, true, "AllReplicasReady", &message);
     } else {
         list.push(READY, false, reason, &message);
     }

@@ -34,10 +34,17 @@ enum Command {
     Load(load::LoadArgs),
     /// Run a whole service on this machine.
     Dev(dev::DevArgs),
+    /// One replica, as `dev` starts it.
+    #[command(hide = true)]
+    Replica(lockstep_replica::Args),
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let command = match Cli::parse().command {
+        // It has logs and a runtime of its own.
+        Command::Replica(args) => return lockstep_replica::main(args),
+        command => command,
+    };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let runtime = match tokio::runtime::Runtime::new() {
@@ -48,7 +55,7 @@ fn main() -> ExitCode {
         }
     };
     let done = runtime.block_on(async {
-        match cli.command {
+        match command {
             Command::Kv(args) => kv::run(args).await,
             Command::Status(args) => status::run(args).await,
             Command::Load(args) => load::run(args).await,

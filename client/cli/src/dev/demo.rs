@@ -15,7 +15,7 @@ use crate::load::{LoadOptions, Report, Tally, write};
 /// How long to wait for anything that must happen.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Writes between two kills at least.
-const WRITES: u64 = 1000;
+const WRITES: u64 = 2000;
 /// Writers, each with one write in flight.
 const WRITERS: u32 = 16;
 
@@ -119,12 +119,17 @@ impl Progress {
     }
 }
 
+/// A line a second.
 async fn tell(tally: Arc<Tally>) {
     let mut second = interval(Duration::from_secs(1));
     second.tick().await;
-    loop {
+    let mut before = Progress::of(&tally).acknowledged;
+    for seconds in 1.. {
         second.tick().await;
-        println!("{}", tally.line());
+        let Progress { acknowledged, longest_gap_ms } = Progress::of(&tally);
+        let rate = acknowledged - before;
+        println!("{seconds:>4} s  {acknowledged} writes acknowledged, {rate}/s, longest gap {longest_gap_ms} ms");
+        before = acknowledged;
     }
 }
 

@@ -1,0 +1,282 @@
+//! `lockstep dev`: real processes on this machine.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use tempfile::TempDir;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn example() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/kv.yaml")
+}
+
+/// The first of thirty ports that nobody uses.
+fn ports() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        // Below the ports that the system gives to connections.
+        let slot = (std::process::id() * 17 + NEXT.fetch_add(1, Ordering::Relaxed)) % 650;
+        let base = 12_000 + slot as u16 * 30;
+        if (0..30).all(|offset| TcpListener::bind(("127.0.0.1", base + offset)).is_ok()) {
+            return base;
+        }
+    }
+}
+
+fn command(dir: &TempDir, base: u16, options: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lockstep"));
+    command.arg("dev").arg(example()).arg("--port-base").arg(base.to_string()).args(options);
+    command.current_dir(dir.path()).env_remove("LOCKSTEP_ENDPOINTS");
+    command
+}
+
+fn lockstep(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_lockstep")).args(args).output().unwrap()
+}
+
+/// `lockstep dev` while it runs.
+struct Dev {
+    child: Child,
+    lines: Receiver<String>,
+    said: Vec<String>,
+}
+
+impl Dev {
+    fn start(dir: &TempDir, base: u16) -> Self {
+        let mut child = command(dir, base, &[]).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let (sender, lines) = channel();
+        std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        Dev { child, lines, said: Vec::new() }
+    }
+
+    /// Waits for a line that holds `text`.
+    fn says(&mut self, text: &str) -> String {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let rest = until.saturating_duration_since(Instant::now());
+            let line = self.lines.recv_timeout(rest);
+            let Ok(line) = line else { panic!("never said {text:?}, but {:?}", self.said) };
+            self.said.push(line.clone());
+            if line.contains(text) {
+                return line;
+            }
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// The replicas' processes.
+    fn children(&self) -> Vec<Pid> {
+        let pid = self.child.id();
+        let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        list.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
+    }
+
+    fn ended(&mut self) -> Option<i32> {
+        until("dev ends", || self.child.try_wait().unwrap()).code()
+    }
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn until<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(found) = probe() {
+            return found;
+        }
+        assert!(started.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Whether the process is there and not just waiting to be buried.
+fn lives(pid: Pid) -> bool {
+    let state = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
+    test_kill_process(pid).is_ok() && state.is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+fn put(base: u16, key: &str, value: &str) {
+    let done = lockstep(&["kv", "put", key, value, "--endpoints", &format!("127.0.0.1:{base}")]);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+}
+
+fn get(base: u16, key: &str) -> String {
+    let done = lockstep(&["kv", "get", key, "--endpoints", &format!("127.0.0.1:{base}")]);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8(done.stdout).unwrap().trim_end().to_owned()
+}
+
+#[test]
+fn demo_with_leaders_killed_passes() {
+    let dir = TempDir::new().unwrap();
+    let done = command(&dir, ports(), &["--demo", "--kills", "2"]).output().unwrap();
+    let said = String::from_utf8(done.stdout).unwrap();
+    let wrong = String::from_utf8(done.stderr).unwrap();
+    assert!(done.status.success(), "{said}{wrong}");
+    assert!(said.contains("\n1/2: killed r") && said.contains("\n2/2: killed r"), "{said}");
+    let last = said.lines().last().unwrap();
+    assert!(
+        last.starts_with("PASS: ") && last.contains(" 2 leaders killed, 0 lost, 0 done twice, longest gap "),
+        "{last}"
+    );
+}
+
+#[test]
+fn dev_stopped_and_started_again_finds_its_data() {
+    let dir = TempDir::new().unwrap();
+    let base = ports();
+    let mut dev = Dev::start(&dir, base);
+    dev.says("ready after");
+    put(base, "colour", "blue");
+    let genesis = fs::read(dir.path().join(".lockstep/kv/genesis")).unwrap();
+    let replicas = dev.children();
+    assert_eq!(replicas.len(), 3);
+    dev.signal(Signal::INT);
+    dev.says("stopped; the data stays in .lockstep/kv");
+    assert_eq!(dev.ended(), Some(0));
+    assert!(!replicas.into_iter().any(lives));
+
+    let mut dev = Dev::start(&dir, base);
+    dev.says("data in .lockstep/kv, from an earlier run");
+    dev.says("ready after");
+    assert_eq!(get(base, "colour"), "blue");
+    assert_eq!(fs::read(dir.path().join(".lockstep/kv/genesis")).unwrap(), genesis);
+}
+
+#[test]
+fn dev_killed_leaves_no_replica_running() {
+    let dir = TempDir::new().unwrap();
+    let base = ports();
+    let mut dev = Dev::start(&dir, base);
+    dev.says("ready after");
+    put(base, "colour", "blue");
+    let replicas = dev.children();
+    assert!(replicas.len() == 3 && replicas.iter().copied().all(lives));
+    dev.signal(Signal::KILL);
+    assert_eq!(dev.ended(), None);
+    until("no replica runs", || (!replicas.iter().copied().any(lives)).then_some(()));
+
+    let mut dev = Dev::start(&dir, base);
+    dev.says("ready after");
+    assert_eq!(get(base, "colour"), "blue");
+}
+
+#[test]
+fn replica_that_ends_is_started_again() {
+    let dir = TempDir::new().unwrap();
+    let base = ports();
+    let mut dev = Dev::start(&dir, base);
+    dev.says("ready after");
+    let before = dev.children();
+    kill_process(before[1], Signal::KILL).unwrap();
+    let line = dev.says(" ended ");
+    assert!(line.ends_with("signal: 9 (SIGKILL)); starting it again"), "{line}");
+    until("three replicas run", || (dev.children().len() == 3).then_some(()));
+    put(base, "colour", "blue");
+    assert_eq!(get(base + 10, "colour"), "blue");
+}
+
+#[test]
+fn port_in_use_is_named() {
+    let dir = TempDir::new().unwrap();
+    let base = ports();
+    let _taken = TcpListener::bind(("127.0.0.1", base + 11)).unwrap();
+    let done = command(&dir, base, &[]).output().unwrap();
+    assert_eq!(done.status.code(), Some(1));
+    let expected = format!(
+        "lockstep: port {} on 127.0.0.1 is in use; stop what uses it, or choose other ports with --port-base\n",
+        base + 11
+    );
+    assert_eq!(String::from_utf8(done.stderr).unwrap(), expected);
+}
+
+#[test]
+fn folder_in_use_is_refused() {
+    let dir = TempDir::new().unwrap();
+    let mut dev = Dev::start(&dir, ports());
+    dev.says("ready after");
+    let done = command(&dir, ports(), &[]).output().unwrap();
+    assert_eq!(done.status.code(), Some(1));
+    assert_eq!(
+        String::from_utf8(done.stderr).unwrap(),
+        "lockstep: another `lockstep dev` runs from .lockstep/kv; stop that one, or choose another folder with --data-dir\n"
+    );
+}
+
+#[test]
+fn folder_that_cannot_be_written_is_named() {
+    let dir = TempDir::new().unwrap();
+    fs::write(dir.path().join("file"), "in the way").unwrap();
+    let done = command(&dir, ports(), &["--data-dir", "file/data"]).output().unwrap();
+    assert_eq!(done.status.code(), Some(1));
+    let text = String::from_utf8(done.stderr).unwrap();
+    assert!(text.starts_with("lockstep: failed to create file/data: "), "{text}");
+    assert!(text.ends_with("choose another folder with --data-dir\n"), "{text}");
+}
+
+#[test]
+fn folder_of_another_shape_is_refused() {
+    let dir = TempDir::new().unwrap();
+    let base = ports();
+    let mut dev = Dev::start(&dir, base);
+    dev.says("ready after");
+    dev.signal(Signal::TERM);
+    assert_eq!(dev.ended(), Some(0));
+
+    let five = dir.path().join("five.yaml");
+    fs::write(&five, fs::read_to_string(example()).unwrap().replace("replicas: 3", "replicas: 5")).unwrap();
+    let done =
+        Command::new(env!("CARGO_BIN_EXE_lockstep")).arg("dev").arg(&five).current_dir(dir.path()).output().unwrap();
+    assert_eq!(done.status.code(), Some(1));
+    let text = String::from_utf8(done.stderr).unwrap();
+    assert!(text.starts_with("lockstep: .lockstep/kv holds another service: spec.replicas: "), "{text}");
+    assert!(text.ends_with("to start a new service, remove .lockstep/kv\n"), "{text}");
+}
+
+#[test]
+fn file_that_breaks_a_rule_is_refused_in_the_words_of_the_rule() {
+    let dir = TempDir::new().unwrap();
+    let two = dir.path().join("two.yaml");
+    fs::write(&two, fs::read_to_string(example()).unwrap().replace("replicas: 3", "replicas: 2")).unwrap();
+    let mut text = String::new();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_lockstep"))
+        .arg("dev")
+        .arg(&two)
+        .current_dir(dir.path())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(2));
+    assert!(text.contains("two.yaml: spec.replicas: "), "{text}");
+    assert!(!dir.path().join(".lockstep").exists());
+}
+
+#[test]
+fn file_that_is_missing_is_a_usage_error() {
+    let done = lockstep(&["dev", "/nowhere/kv.yaml"]);
+    assert_eq!(done.status.code(), Some(2));
+    let text = String::from_utf8(done.stderr).unwrap();
+    assert_eq!(
+        text,
+        "lockstep: failed to read /nowhere/kv.yaml: No such file or directory (os error 2); \
+         examples/kv.yaml is one to start with\n"
+    );
+}
