@@ -51,6 +51,8 @@ pub struct Replica {
     pub data: PathBuf,
     log: PathBuf,
     options: Vec<String>,
+    /// Bytes of a file system of its own, in memory, for the data.
+    disk: Option<u32>,
     child: Option<Child>,
 }
 
@@ -70,7 +72,7 @@ impl Replica {
             format!("--parent-pid={}", std::process::id()),
             "--log-level=debug,h2=info,hyper=info,tower=info".to_owned(),
         ];
-        Replica { ip, data, log, options, child: None }
+        Replica { ip, data, log, options, disk: None, child: None }
     }
 
     /// Sets an option, `--name=value`, for the next start.
@@ -80,11 +82,32 @@ impl Replica {
         self.options.push(option.to_owned());
     }
 
+    /// From the next start on the data lies on a disk of so many bytes, which is gone when the replica ends. Takes the right
+    /// to make namespaces; says whether it is there.
+    pub fn small_disk(&mut self, bytes: u32) -> bool {
+        fs::create_dir_all(&self.data).expect("a new directory");
+        self.disk = Some(bytes);
+        let namespaces = Command::new("unshare").args(["--user", "--map-root-user", "--mount", "true"]).status();
+        namespaces.is_ok_and(|status| status.success())
+    }
+
+    fn command(&self) -> Command {
+        let program = env!("CARGO_BIN_EXE_lockstep-replica");
+        let Some(bytes) = self.disk else { return Command::new(program) };
+        let mut command = Command::new("unshare");
+        let script = "mount -t tmpfs -o size=$1 tmpfs \"$2\" && shift 2 && exec \"$@\"";
+        command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]);
+        command.arg(bytes.to_string()).arg(&self.data).arg(program);
+        command
+    }
+
     pub fn start(&mut self) {
         let log = File::options().create(true).append(true).open(&self.log).expect("a file in a new directory");
-        let child = Command::new(env!("CARGO_BIN_EXE_lockstep-replica"))
+        let child = self
+            .command()
             .args(&self.options)
             .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)

@@ -137,6 +137,35 @@ async fn log_of_another_replica_is_refused() {
 }
 
 #[tokio::test]
+async fn disk_that_is_full_stops_the_replica_and_is_named() {
+    let mut service = Service::stopped(1);
+    if !service.replicas[0].small_disk(30 << 20) {
+        eprintln!("skipped: no right to make namespaces, so no small disk");
+        return;
+    }
+    service.replicas[0].start();
+    service.give_birth().await;
+    service.leader().await;
+    let replica = &mut service.replicas[0];
+    let value = "v".repeat(1 << 19);
+    let mut written = 0;
+    while replica.put("key", &value).await.is_ok() {
+        written += 1;
+        assert!(written < 100, "a disk of 30 MiB takes {written} values of half a MiB");
+    }
+    assert!(written > 20, "a disk of 30 MiB takes {written} values of half a MiB");
+    assert_eq!(replica.ended().await.code(), Some(1));
+    let log = replica.log();
+    assert_eq!(
+        log.lines().last(),
+        Some(
+            "lockstep replica: no space left for log segment wal-000000000004.log; \
+             free space or grow the volume, then restart the replica"
+        )
+    );
+}
+
+#[tokio::test]
 async fn token_file_that_is_missing_is_named() {
     let mut service = Service::stopped(1);
     let replica = &mut service.replicas[0];
