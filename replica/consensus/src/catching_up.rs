@@ -2,7 +2,8 @@
 //!
 //! The asker names an anchor that it holds and the tip that it wants; a peer sends what follows the anchor if its own chain
 //! holds the tip, else only what is committed there. Every block must chain from the one before, so a wrong one is
-//! noticed. Where the own suffix diverged, the asker starts from what it knows to be committed, and keeps its own
+//! noticed. Where the own suffix diverged, the asker steps back along its own chain, twice as far each time and never below
+//! what it knows to be committed (after a restart that is nothing), until both hold the anchor. It keeps its own
 //! suffix until the fetched chain ranks higher: the rank that it acknowledged never sinks, not even between two syncs.
 
 use alloc::vec::Vec;
@@ -14,7 +15,7 @@ use crate::message::{FetchRefusal, Message};
 use crate::replica::{Replica, Role};
 
 /// Blocks of a diverged chain held in memory at most. A suffix that is not committed spans a window and one block per
-/// failed view, so a longer one is given up and fetched anew.
+/// failed view, and the common anchor is found within twice its length, so a longer one is given up and fetched anew.
 const STAGED_MAX: usize = 4096;
 
 /// Blocks that a leader-to-be may lack; with more it asks the one that has them to lead.
@@ -25,9 +26,9 @@ const LEAD_LAG_MAX: u64 = 512;
 pub(crate) struct CatchUp {
     /// The block to reach.
     tip: BlockRef,
-    /// The own suffix is not on the tip's chain: blocks are staged from the committed one on.
-    diverged: bool,
-    /// Blocks that follow the committed one, until they rank above the head. Empty unless `diverged`.
+    /// The own suffix above this block of the own chain is not on the tip's chain: what follows it is staged.
+    base: Option<BlockRef>,
+    /// Blocks that follow `base`, until they rank above the head.
     staged: Vec<Block>,
     /// The peer to ask.
     peer: Slot,
@@ -73,7 +74,7 @@ impl Replica {
         }
         self.catch_up = Some(CatchUp {
             tip,
-            diverged: false,
+            base: None,
             staged: Vec::new(),
             peer,
             asked: None,
@@ -94,14 +95,14 @@ impl Replica {
     }
 
     fn ask_for_blocks(&mut self, now: Moment, out: &mut Effects) {
+        self.forget_lost_base();
         let head = self.chain.head();
-        let committed = self.committed;
         let Some(catch_up) = &mut self.catch_up else { return };
-        let anchor = match catch_up.staged.last() {
-            Some(block) => block.reference(),
-            None if catch_up.diverged => committed,
-            None => head,
-        };
+        if catch_up.base.is_none() && head.height >= catch_up.tip.height {
+            // The tip is not on the own chain, so nothing from its height on is: who has the tip may have nothing higher.
+            catch_up.base = self.chain.at(catch_up.tip.height.prev().max(self.committed.height));
+        }
+        let anchor = catch_up.staged.last().map_or(catch_up.base.unwrap_or(head), Block::reference);
         catch_up.asked = Some(anchor.height);
         catch_up.again_at = now.plus(4 * self.options.heartbeat);
         let (peer, tip) = (catch_up.peer, catch_up.tip);
@@ -112,6 +113,9 @@ impl Replica {
     fn ask_next_peer(&mut self, now: Moment) {
         let Some(catch_up) = &mut self.catch_up else { return };
         catch_up.asked = None;
+        if catch_up.staged.is_empty() {
+            catch_up.base = None;
+        }
         catch_up.again_at = now.plus(self.options.heartbeat / 4);
         catch_up.peer = self.config.successor(catch_up.peer);
         if catch_up.peer == self.me {
@@ -161,7 +165,7 @@ impl Replica {
         }
         match blocks {
             Ok(blocks) if !blocks.is_empty() => self.take_blocks(now, blocks, out)?,
-            Err(FetchRefusal::Diverged) => self.start_from_committed(now),
+            Err(FetchRefusal::Diverged) => self.step_back(now, after),
             Ok(_) | Err(FetchRefusal::Nothing) => self.ask_next_peer(now),
         }
         self.commit_to(committed, out);
@@ -177,24 +181,37 @@ impl Replica {
         Ok(())
     }
 
-    fn start_from_committed(&mut self, now: Moment) {
+    /// The peer's chain holds another block at `refused`: asks from further down, above what is committed.
+    fn step_back(&mut self, now: Moment, refused: Height) {
+        let head = self.chain.head().height;
         match &mut self.catch_up {
-            Some(catch_up) if !catch_up.diverged => {
-                catch_up.diverged = true;
+            Some(catch_up) if catch_up.staged.is_empty() && refused > self.committed.height => {
+                let from = head.min(catch_up.tip.height.prev());
+                let below = from.get().saturating_sub(2 * from.above(refused) + 1);
+                let height = Height::new(below).min(refused.prev()).max(self.committed.height);
+                catch_up.base = self.chain.at(height);
                 catch_up.again_at = now;
             }
-            // Even what is committed here is not on that peer's chain: it is the one that lags.
+            // Even what is committed or staged here is not on that peer's chain: it is the one that lags.
             Some(_) | None => self.ask_next_peer(now),
         }
     }
 
+    /// The own chain was replaced from below the base on: what was staged above it hangs in the air.
+    fn forget_lost_base(&mut self) {
+        if let Some(catch_up) = &mut self.catch_up
+            && catch_up.base.is_some_and(|base| !self.chain.holds(base))
+        {
+            catch_up.base = None;
+            catch_up.staged.clear();
+        }
+    }
+
     fn take_blocks(&mut self, now: Moment, blocks: Vec<Block>, out: &mut Effects) -> Result<(), Reject> {
+        self.forget_lost_base();
         let catch_up = self.catch_up.as_ref().expect("checked by the caller");
-        let mut last = match catch_up.staged.last() {
-            Some(block) => block.reference(),
-            None if catch_up.diverged => self.committed,
-            None => self.chain.head(),
-        };
+        let base = catch_up.base;
+        let mut last = catch_up.staged.last().map_or(base.unwrap_or(self.chain.head()), Block::reference);
         let mut good = Vec::with_capacity(blocks.len());
         for block in blocks {
             let chains = block.header().parent == last.hash
@@ -211,16 +228,16 @@ impl Replica {
         }
         if good.is_empty() {
             // The head moved on since the question, or the peer is wrong: ask another from where things stand now.
-            self.ask_next_peer(now);
             if let Some(catch_up) = &mut self.catch_up {
                 catch_up.staged.clear();
             }
+            self.ask_next_peer(now);
             return Err(Reject::BadBlock { height: last.height.next() });
         }
         let head_rank = self.chain.head().rank();
         let catch_up = self.catch_up.as_mut().expect("checked by the caller");
         catch_up.again_at = now;
-        if !catch_up.diverged {
+        if base.is_none() {
             for block in good {
                 self.append(now, block, out);
             }
@@ -229,7 +246,7 @@ impl Replica {
         catch_up.staged.extend(good);
         if last.rank() > head_rank {
             let staged = core::mem::take(&mut catch_up.staged);
-            catch_up.diverged = false;
+            catch_up.base = None;
             for block in staged {
                 // The beginning may be common to both chains, and committed by now.
                 if !self.chain.holds(block.reference()) {

@@ -4,6 +4,7 @@ use lockstep_types::kv::{KvReply, KvRequest};
 use lockstep_types::{Command, Height, Outcome, SessionId};
 use lockstep_wire::v1::refusal::Reason;
 use lockstep_wire::{Answer, Operation, convert, v1};
+use rustix::process::Signal;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming};
@@ -146,6 +147,40 @@ async fn leader_killed_under_writes_loses_nothing() {
     service.replicas[leader].start();
     service.leader().await;
     assert_eq!(service.replicas[leader].get("after-19").await.expect("it is back").as_deref(), Some("kept"));
+}
+
+#[tokio::test]
+async fn leader_paused_is_replaced_and_comes_back() {
+    let mut service = Service::born(3).await;
+    let leader = service.leader().await;
+    let other = (leader + 1) % 3;
+    service.replicas[leader].put("key", "before").await.expect("a majority runs");
+    service.replicas[leader].signal(Signal::STOP);
+    service.replicas[other].put("key", "after").await.expect("the others elect a leader");
+    service.replicas[leader].signal(Signal::CONT);
+    // It must not answer from what it knew when it led.
+    assert_eq!(service.replicas[leader].get("key").await.expect("it runs again").as_deref(), Some("after"));
+    assert_ne!(service.leader().await, leader);
+}
+
+#[tokio::test]
+async fn replica_that_missed_much_catches_up() {
+    let mut service = Service::born(3).await;
+    let leader = service.leader().await;
+    let late = (leader + 1) % 3;
+    service.replicas[late].kill();
+    let value = "v".repeat(100_000);
+    for index in 0..200 {
+        service.replicas[leader].put(&format!("key-{index}"), &value).await.expect("a majority runs");
+    }
+    let head = service.replicas[leader].up().await.head;
+    service.replicas[late].start();
+    eventually("the replica has caught up", || async {
+        let status = service.replicas[late].status().await?;
+        (status.is_ready() && status.applied >= head).then_some(())
+    })
+    .await;
+    assert_eq!(service.leader().await, leader, "catching up disturbs nobody");
 }
 
 #[tokio::test]

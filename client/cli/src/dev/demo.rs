@@ -69,9 +69,14 @@ async fn kill_leaders(fleet: &mut Fleet, tally: &Tally, kills: u32) -> Result<()
         let before: &ReplicaStatus = &statuses[leader];
         let started = Instant::now();
         fleet.kill(leader)?;
+        if fleet.len() == 1 {
+            fleet.let_up(leader)?;
+        }
         let next = fleet.next_leader(before, PATIENCE).await?;
         let leads = started.elapsed();
         written(fleet, tally, 1).await?;
+        // Only now: the others had to do without it.
+        fleet.let_up(leader)?;
         let Progress { acknowledged, longest_gap_ms } = Progress::of(tally);
         println!(
             "{kill}/{kills}: killed r{} (leader), r{} leads after {} ms; {acknowledged} writes acknowledged, longest gap {longest_gap_ms} ms",

@@ -127,13 +127,23 @@ struct Replica {
     process: Process,
     /// Starts in a row after which it did not stay up.
     failures: u32,
-    /// It was killed on purpose: nothing to be said about it.
-    killed: bool,
+    killed: Killed,
+}
+
+/// Whether a replica was killed on purpose.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Killed {
+    No,
+    /// And stays down until it is let up.
+    Down,
+    /// And is started again without a word.
+    Up,
 }
 
 enum Process {
     Runs { child: Child, since: Instant },
     Waits { until: Instant },
+    Down,
 }
 
 struct Signals {
@@ -192,7 +202,7 @@ impl Fleet {
                 log,
                 process,
                 failures: 0,
-                killed: false,
+                killed: Killed::No,
             });
         }
         Ok(Fleet { replicas, ports, starting: true, signals })
@@ -282,12 +292,27 @@ impl Fleet {
         self.within(patience, "another leader", found).await
     }
 
-    /// As `kill -9`. It is started again like any replica that ends.
+    /// As `kill -9`. It stays down until it is let up.
     pub fn kill(&mut self, index: usize) -> Result<(), Ended> {
         let replica = &mut self.replicas[index];
         if let Process::Runs { child, .. } = &mut replica.process {
-            replica.killed = true;
+            replica.killed = Killed::Down;
             child.start_kill().map_err(|error| CliError::Failed(format!("failed to kill r{}: {error}", index + 1)))?;
+        }
+        Ok(())
+    }
+
+    /// Starts a replica that was killed.
+    pub fn let_up(&mut self, index: usize) -> Result<(), Ended> {
+        let replica = &mut self.replicas[index];
+        match replica.process {
+            Process::Down => {
+                replica.killed = Killed::No;
+                replica.process = spawn(&replica.options, &replica.log)?;
+            }
+            // Its end was not noticed yet.
+            Process::Runs { .. } if replica.killed == Killed::Down => replica.killed = Killed::Up,
+            Process::Runs { .. } | Process::Waits { .. } => {}
         }
         Ok(())
     }
@@ -353,7 +378,7 @@ impl Fleet {
     fn next_start(&self) -> Option<Instant> {
         let due = |replica: &Replica| match replica.process {
             Process::Waits { until } => Some(until),
-            Process::Runs { .. } => None,
+            Process::Runs { .. } | Process::Down => None,
         };
         self.replicas.iter().filter_map(due).min()
     }
@@ -366,11 +391,19 @@ impl Fleet {
         if self.starting {
             return Err(CliError::Failed(format!("{name} did not start: {said}")).into());
         }
-        let stayed = matches!(&replica.process, Process::Runs { since, .. } if since.elapsed() >= STAYED);
-        replica.failures = if stayed || replica.killed { 0 } else { replica.failures + 1 };
-        if !std::mem::take(&mut replica.killed) {
-            let last = if status.code().is_some_and(|code| code != 0) { format!(": {said}") } else { String::new() };
-            println!("{name} ended ({status}){last}; starting it again");
+        match std::mem::replace(&mut replica.killed, Killed::No) {
+            Killed::Down => {
+                replica.process = Process::Down;
+                return Ok(());
+            }
+            Killed::Up => replica.failures = 0,
+            Killed::No => {
+                let stayed = matches!(&replica.process, Process::Runs { since, .. } if since.elapsed() >= STAYED);
+                replica.failures = if stayed { 0 } else { replica.failures + 1 };
+                let last =
+                    if status.code().is_some_and(|code| code != 0) { format!(": {said}") } else { String::new() };
+                println!("{name} ended ({status}){last}; starting it again");
+            }
         }
         let pause = match replica.failures {
             0 => Duration::ZERO,

@@ -64,7 +64,8 @@ pub async fn run(args: DevArgs) -> Result<(), CliError> {
     ports.check_free().map_err(CliError::Failed)?;
 
     let again = if found.is_some() { ", from an earlier run" } else { "" };
-    println!("service {name}: {replicas} replicas, data in {}{again}", folder.path().display());
+    let noun = if replicas == 1 { "replica" } else { "replicas" };
+    println!("service {name}: {replicas} {noun}, data in {}{again}", folder.path().display());
     let started = Instant::now();
     let mut fleet = Fleet::start(&folder, &service, ports)?;
     let done = serve(&args, &service, &folder, found, &mut fleet, started).await;
