@@ -133,8 +133,7 @@ pub struct Durable {
 
 impl Durable {
     fn holds(&self, height: Height, hash: Digest) -> bool {
-        height == Height::ZERO
-            || self.blocks.get(height.get() as usize - 1).is_some_and(|block| block.hash == hash)
+        height == Height::ZERO || self.blocks.get(height.get() as usize - 1).is_some_and(|block| block.hash == hash)
     }
 
     fn head(&self) -> BlockRef {
@@ -375,7 +374,11 @@ impl Checkers {
             "honest outcomes",
             "{sequence} in {block} is executed after it was answered as cancelled"
         );
-        require!(!self.rejected.contains(&body), "honest outcomes", "{sequence} in {block} is executed after its rejection");
+        require!(
+            !self.rejected.contains(&body),
+            "honest outcomes",
+            "{sequence} in {block} is executed after its rejection"
+        );
         if is_unique(&body) {
             let first = *self.by_body.entry(body.clone()).or_insert(sequence);
             require!(first == sequence, "executed at most once", "one request is executed as {first} and {sequence}");
@@ -423,12 +426,12 @@ impl Checkers {
     pub fn status(&mut self, replica: usize, status: &Status) -> Result<(), Violation> {
         let me = slot(replica);
         let Status { role, view, head, committed, applied, digest, .. } = status;
-        require!(applied <= committed && committed <= head, "applied ≤ committed ≤ head", "{me}: {applied} {committed} {head}");
         require!(
-            *role != RoleName::Leader || view.leader == me,
-            "one leader per view",
-            "{me} leads view {view}"
+            applied <= committed && committed <= head,
+            "applied ≤ committed ≤ head",
+            "{me}: {applied} {committed} {head}"
         );
+        require!(*role != RoleName::Leader || view.leader == me, "one leader per view", "{me} leads view {view}");
         let memory = &mut self.replicas[replica];
         require!(*applied == memory.applied, "applied in order", "{me} is at {applied}, not {}", memory.applied);
         require!(
@@ -691,9 +694,10 @@ impl Checkers {
         };
         let initial = [State { from: 0, value: None }];
         let states = self.keys.get(key).map_or(&initial[..], Vec::as_slice);
-        let seen = states.iter().enumerate().find(|(index, state)| {
-            state.value == value && states.get(index + 1).is_none_or(|next| next.from > floor)
-        });
+        let seen = states
+            .iter()
+            .enumerate()
+            .find(|(index, state)| state.value == value && states.get(index + 1).is_none_or(|next| next.from > floor));
         let Some((_, seen)) = seen else {
             let version = |state: &State| state.value.as_ref().map_or(0, |value| value.version);
             return Err(Violation {

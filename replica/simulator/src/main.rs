@@ -76,9 +76,8 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Arguments, Strin
         jobs: std::thread::available_parallelism().map_or(1, usize::from),
     };
     while let Some(argument) = arguments.next() {
-        let mut number = || -> Result<String, String> {
-            arguments.next().ok_or_else(|| format!("{argument} needs a value"))
-        };
+        let mut number =
+            || -> Result<String, String> { arguments.next().ok_or_else(|| format!("{argument} needs a value")) };
         let parse = |text: &str| text.parse::<u64>().map_err(|_| format!("{text:?} is no number"));
         match argument.as_str() {
             "--seed" => {
@@ -121,7 +120,7 @@ fn campaign(arguments: &Arguments) -> (Counters, bool, Stats) {
                         break;
                     }
                     let report = run(seed, arguments.trace);
-                    let again = arguments.twice_every > 0 && seed % arguments.twice_every == 0;
+                    let again = arguments.twice_every > 0 && seed.is_multiple_of(arguments.twice_every);
                     let again = again.then(|| run(seed, false));
                     let mut total = total.lock().expect("nobody panics here");
                     total.0.merge(&report.counters);

@@ -151,7 +151,8 @@ impl Plan {
             reorder: random.pick(&[0, 0, 20, 200]),
             late: random.pick(&[0, 2, 20]),
         };
-        let mut sometimes = |percent: u64, means: &[Micros]| random.percent(percent).then(|| random.pick(means) * SECOND);
+        let mut sometimes =
+            |percent: u64, means: &[Micros]| random.percent(percent).then(|| random.pick(means) * SECOND);
         let faults = Faults {
             partition: sometimes(60, &[1, 3, 6]).filter(|_| replicas > 1),
             crash: sometimes(70, &[1, 3, 6]),
@@ -227,6 +228,9 @@ impl fmt::Display for Plan {
             ("client crash", client_crash),
             ("client cut", client_cut),
         ];
-        faults.iter().filter_map(|(name, mean)| mean.map(|mean| (name, mean))).try_for_each(|(name, mean)| write!(f, " {name} {mean}"))
+        faults
+            .iter()
+            .filter_map(|(name, mean)| mean.map(|mean| (name, mean)))
+            .try_for_each(|(name, mean)| write!(f, " {name} {mean}"))
     }
 }

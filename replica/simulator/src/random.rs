@@ -18,7 +18,7 @@ impl Random {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         let [a, b, c, d] = &mut self.0;
         let result = b.wrapping_mul(5).rotate_left(7).wrapping_mul(9);
         let shifted = *b << 17;
@@ -33,7 +33,7 @@ impl Random {
 
     /// Below `bound`; 0 for a bound of 0.
     pub fn below(&mut self, bound: u64) -> u64 {
-        if bound == 0 { 0 } else { self.next() % bound }
+        if bound == 0 { 0 } else { self.number() % bound }
     }
 
     /// From `low` to `high`, both included.
@@ -64,7 +64,7 @@ impl Random {
 
     /// Sixteen bytes.
     pub fn bytes(&mut self) -> [u8; 16] {
-        let number = u128::from(self.next()) << 64 | u128::from(self.next());
+        let number = u128::from(self.number()) << 64 | u128::from(self.number());
         number.to_le_bytes()
     }
 }

@@ -63,9 +63,14 @@ pub(crate) struct World {
 enum Phase {
     Chaos,
     /// All faults are gone; this client shows that it is served.
-    Probing { client: usize, until: Micros },
+    Probing {
+        client: usize,
+        until: Micros,
+    },
     /// All clients were served; the replicas become equal.
-    Converging { until: Micros },
+    Converging {
+        until: Micros,
+    },
     Done,
 }
 
@@ -103,20 +108,66 @@ struct Asker {
 }
 
 enum Event {
-    Deliver { from: usize, to: usize, epoch: Epoch, message: PeerMessage },
-    Wake { replica: usize, process: u64 },
-    Poll { replica: usize, process: u64 },
-    Written { replica: usize, process: u64, batch: BatchSeq },
-    Started { replica: usize, process: u64 },
-    Restart { replica: usize },
-    Request { asker: Asker, target: usize, timeout: Micros },
-    Answered { client: usize, generation: u64, target: usize, id: AttemptId, answer: ClientAnswer, leader: Option<Target> },
-    Disconnected { client: usize, generation: u64, target: usize, unsent: Vec<AttemptId> },
-    ClientWake { client: usize, generation: u64, at: Micros },
-    ClientWorks { client: usize },
+    Deliver {
+        from: usize,
+        to: usize,
+        epoch: Epoch,
+        message: PeerMessage,
+    },
+    Wake {
+        replica: usize,
+        process: u64,
+    },
+    Poll {
+        replica: usize,
+        process: u64,
+    },
+    Written {
+        replica: usize,
+        process: u64,
+        batch: BatchSeq,
+    },
+    Started {
+        replica: usize,
+        process: u64,
+    },
+    Restart {
+        replica: usize,
+    },
+    Request {
+        asker: Asker,
+        target: usize,
+        timeout: Micros,
+    },
+    Answered {
+        client: usize,
+        generation: u64,
+        target: usize,
+        id: AttemptId,
+        answer: ClientAnswer,
+        leader: Option<Target>,
+    },
+    Disconnected {
+        client: usize,
+        generation: u64,
+        target: usize,
+        unsent: Vec<AttemptId>,
+    },
+    ClientWake {
+        client: usize,
+        generation: u64,
+        at: Micros,
+    },
+    ClientWorks {
+        client: usize,
+    },
     Fault(Fault),
     MendLinks,
-    Crash { replica: usize, process: u64, power: bool },
+    Crash {
+        replica: usize,
+        process: u64,
+        power: bool,
+    },
     Heal,
     Compare,
 }
@@ -149,8 +200,7 @@ impl World {
             reply_bytes_max: plan.reply_bytes_max,
         };
         let wal = lockstep_wal::Options { segment_bytes: plan.segment_bytes };
-        let log_ids =
-            ids.iter().map(|id| WalId { service: *service.as_bytes(), replica: *id.as_bytes() }).collect();
+        let log_ids = ids.iter().map(|id| WalId { service: *service.as_bytes(), replica: *id.as_bytes() }).collect();
         let hosts = ids
             .iter()
             .map(|id| {
@@ -288,7 +338,11 @@ impl World {
                 self.handle(replica, EngineEvent::Written(batch))
             }
             Event::Started { replica, process } => {
-                if self.hosts[replica].process == process { self.started(replica) } else { Ok(()) }
+                if self.hosts[replica].process == process {
+                    self.started(replica)
+                } else {
+                    Ok(())
+                }
             }
             Event::Restart { replica } => self.restart(replica),
             Event::Request { asker, target, timeout } => self.request(asker, target, timeout),
@@ -325,7 +379,11 @@ impl World {
                 Ok(())
             }
             Event::Crash { replica, process, power } => {
-                if self.hosts[replica].process == process { self.crash(replica, power) } else { Ok(()) }
+                if self.hosts[replica].process == process {
+                    self.crash(replica, power)
+                } else {
+                    Ok(())
+                }
             }
             Event::Heal => self.heal(),
             Event::Compare => self.compare(),
@@ -388,9 +446,8 @@ impl World {
             }
         }
 
-        let dies = !send.is_empty()
-            && self.phase == Phase::Chaos
-            && self.random.per_mille(self.plan.crash_while_sending);
+        let dies =
+            !send.is_empty() && self.phase == Phase::Chaos && self.random.per_mille(self.plan.crash_while_sending);
         let last = if dies { self.random.below(send.len() as u64) as usize } else { send.len() };
         for outgoing in send.into_iter().take(last) {
             self.send(replica, index(outgoing.to), outgoing.epoch, outgoing.message)?;
@@ -549,7 +606,12 @@ impl World {
             let lost = host.disk.cut_power(&mut self.random);
             self.trace.line(
                 self.now,
-                format_args!("{} loses power, and {} bytes{}", slot(replica), lost.bytes, if lost.torn { ", torn" } else { "" }),
+                format_args!(
+                    "{} loses power, and {} bytes{}",
+                    slot(replica),
+                    lost.bytes,
+                    if lost.torn { ", torn" } else { "" }
+                ),
             );
             self.counters.add(Kind::PowerCut);
             if lost.bytes > 0 {
@@ -628,7 +690,8 @@ impl World {
         let leader = engine.leader(now).map(|leader| Target(leader.get() - 1));
         let leads = leader == Some(Target(replica as u32));
         let hint = leader.filter(|_| !leads && self.random.percent(self.plan.clients.follow_hints));
-        let refused = |kind, never_proposed| ClientAnswer::Refused(ClientRefusal { kind, never_proposed, leader: hint });
+        let refused =
+            |kind, never_proposed| ClientAnswer::Refused(ClientRefusal { kind, never_proposed, leader: hint });
         let answer = match (answer, &asker.operation) {
             (Answer::Outcome(outcome), ClientOperation::Command(command)) => {
                 self.checkers.answers(command, &outcome, &mut self.counters)?;
@@ -1065,7 +1128,10 @@ impl World {
         let equal = (0..self.hosts.len()).all(|replica| {
             let State::Up { engine, .. } = &self.hosts[replica].state else { return false };
             let status = engine.status(self.local(replica));
-            status.applied == height && status.committed == height && status.head == height && status.not_ready.is_none()
+            status.applied == height
+                && status.committed == height
+                && status.head == height
+                && status.not_ready.is_none()
         });
         let waiting = self.clients.iter().any(|client| !client.open.is_empty() || client.session.resolving() > 0);
         if !equal || waiting {

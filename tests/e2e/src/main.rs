@@ -27,6 +27,8 @@ use scope::Scope;
 use tests::{TESTS, Test};
 use tokio::time::timeout;
 
+/// The environment variable that keeps the tests' namespaces.
+const KEEP: &str = "KEEP";
 /// A test that has not ended by then hangs.
 const TEST_LIMIT: Duration = Duration::from_secs(420);
 
@@ -68,9 +70,12 @@ async fn run(chosen: &[&Test]) -> Result<usize> {
     println!("installed in {:.1} s", started.elapsed().as_secs_f64());
     let mut recoveries = Recoveries::default();
     let mut failed = vec![];
+    let mut scopes = vec![];
     for test in chosen {
         let start = Instant::now();
-        let outcome = run_one(&cluster, test, &mut recoveries).await;
+        let scope = Scope::create(&cluster, &format!("e2e-{}", test.name)).await?;
+        let outcome = run_one(&scope, test, &mut recoveries).await;
+        scopes.push(scope);
         let took = start.elapsed().as_secs_f64();
         match outcome {
             Ok(()) => println!("ok      {:<12} {took:>6.1} s  {}", test.name, test.shows),
@@ -80,15 +85,21 @@ async fn run(chosen: &[&Test]) -> Result<usize> {
             }
         }
     }
+    let mut kept = vec![];
+    if env::var_os(KEEP).is_none() {
+        for scope in &scopes {
+            kept.extend(scope.until_gone().await.err());
+        }
+    }
     recoveries.print();
     println!("e2e: took {:.0} s", started.elapsed().as_secs_f64());
-    println!("e2e: {} passed, {} failed", chosen.len() - failed.len(), failed.len());
-    Ok(failed.len())
+    kept.iter().for_each(|error| println!("FAILED  {error}"));
+    println!("e2e: {} passed, {} failed", chosen.len() - failed.len(), failed.len() + kept.len());
+    Ok(failed.len() + kept.len())
 }
 
-async fn run_one(cluster: &Cluster, test: &Test, recoveries: &mut Recoveries) -> Result {
-    let scope = Scope::create(cluster, &format!("e2e-{}", test.name)).await?;
-    let outcome = match timeout(TEST_LIMIT, (test.run)(&scope, recoveries)).await {
+async fn run_one(scope: &Scope, test: &Test, recoveries: &mut Recoveries) -> Result {
+    let outcome = match timeout(TEST_LIMIT, (test.run)(scope, recoveries)).await {
         Ok(outcome) => outcome,
         Err(_) => Err(failure::Failure(format!("did not end within {TEST_LIMIT:?}"))),
     };
@@ -99,6 +110,8 @@ async fn run_one(cluster: &Cluster, test: &Test, recoveries: &mut Recoveries) ->
         }
     }
     // A switch that a failed test left must not fail the next one.
-    let restored = tests::restore(cluster).await;
-    if env::var_os("KEEP").is_none() { outcome.and(restored).and(scope.remove().await) } else { outcome.and(restored) }
+    let restored = tests::restore(&scope.cluster).await;
+    // It goes while the next test starts; at the end all must be gone.
+    let removed = if env::var_os(KEEP).is_none() { scope.remove().await } else { Ok(()) };
+    outcome.and(restored).and(removed)
 }

@@ -35,6 +35,8 @@ pub struct Recovery {
     pub pod: String,
     /// Whether it led.
     pub led: bool,
+    /// Whether its container was started again before: then Kubernetes lets it wait for 10 s.
+    pub delayed: bool,
     /// From the fault, or the return of the power, until the resource and all pods were ready.
     pub recovered: Duration,
     /// What the client says.
@@ -63,21 +65,21 @@ impl Recoveries {
         for fault in [Fault::Deleted, Fault::Killed, Fault::PowerCut] {
             self.rows.iter().filter(|row| row.fault == fault).for_each(|row| println!("{row}"));
         }
-        println!(
-            "ready again: from the fault (power cut: from the power's return) until all pods and the resource are Ready\n"
-        );
+        println!("ready again: from the fault, or the return of the power, until all pods and the resource are Ready");
+        println!("          *: Kubernetes starts a container that died before only after 10 s\n");
     }
 }
 
 impl fmt::Display for Recovery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Recovery { fault, pod, led, recovered, report } = self;
+        let Recovery { fault, pod, led, delayed, recovered, report } = self;
         let Report { acknowledged, unknown, errors, longest_gap_ms, .. } = report;
         let role = if *led { "leader" } else { "follower" };
+        let mark = if *delayed { '*' } else { ' ' };
         let seconds = recovered.as_secs_f64();
         write!(
             f,
-            "{fault:<9}  {pod:<5}  {role:<8}  {seconds:>9.1} s  {longest_gap_ms:>8} ms  {acknowledged:>12}  {unknown:>7}  \
+            "{fault:<9}  {pod:<5}  {role:<8}  {seconds:>9.1} s{mark} {longest_gap_ms:>8} ms  {acknowledged:>12}  {unknown:>7}  \
              {errors:>6}"
         )
     }

@@ -22,8 +22,11 @@ pub struct Scope {
 }
 
 impl Scope {
-    /// Makes the namespace.
+    /// Makes the namespace, after removing one that an earlier run has kept.
     pub async fn create(cluster: &Cluster, namespace: &str) -> Result<Self> {
+        let scope = Scope { cluster: cluster.clone(), namespace: namespace.to_owned() };
+        scope.remove().await?;
+        scope.until_gone().await?;
         let manifest = format!(
             "apiVersion: v1
 kind: Namespace
@@ -33,12 +36,17 @@ metadata:
 "
         );
         cluster.apply(&manifest).await?;
-        Ok(Scope { cluster: cluster.clone(), namespace: namespace.to_owned() })
+        Ok(scope)
     }
 
-    /// Removes the namespace with all that is in it.
+    /// Begins to remove the namespace with all that is in it.
     pub async fn remove(&self) -> Result {
-        self.cluster.kubectl(&["delete", "namespace", &self.namespace, "--wait=false"]).await?;
+        let arguments = ["delete", "namespace", &self.namespace, "--wait=false", "--ignore-not-found"];
+        self.cluster.kubectl(&arguments).await.map(drop)
+    }
+
+    /// Waits until the namespace is gone.
+    pub async fn until_gone(&self) -> Result {
         wait::until(&format!("namespace {} gone", self.namespace), GONE_WITHIN, async || {
             let found = self.cluster.kubectl(&["get", "namespace", &self.namespace, "--ignore-not-found"]).await?;
             ensure!(found.trim().is_empty(), "it is still there: {}", found.trim());

@@ -22,7 +22,7 @@ pub async fn run(scope: &Scope, fault: Fault, recoveries: &mut Recoveries) -> Re
     for target in [Some("kv-0"), Some("kv-1"), Some("kv-2"), None] {
         recoveries.add(one(&service, fault, target).await?);
     }
-    Ok(())
+    service.until_equal(NOTICED_WITHIN).await.map(drop)
 }
 
 /// `target` is a pod, or whoever leads.
@@ -52,7 +52,8 @@ async fn one(service: &Service, fault: Fault, target: Option<&str>) -> Result<Re
 
     client.until_more(WRITES, NOTICED_WITHIN).await?;
     let report = client.stop().await.map_err(|error| Failure(format!("{name} {fault}: {error}")))?;
-    let recovery = Recovery { fault, pod: pod.name, led: leader.uid == pod.uid, recovered, report };
+    let delayed = fault == Fault::Killed && pod.restarts > 0;
+    let recovery = Recovery { fault, pod: pod.name, led: leader.uid == pod.uid, delayed, recovered, report };
     println!("        {recovery}");
     Ok(recovery)
 }

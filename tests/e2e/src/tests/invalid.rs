@@ -21,7 +21,11 @@ pub async fn run(scope: &Scope) -> Result {
         ("a name that is no DNS label", manifest("a.b", 3, ""), rules::NAME_DNS.1),
         ("a size that is none", with("100Mi", "lots"), rules::SIZE_QUANTITY.1),
         ("a service id that is none", manifest("kv", 3, "  serviceId: abc"), rules::SERVICE_ID.1),
-        ("a label of the operator's", manifest("kv", 3, "  pod: {labels: {lockstep.dev/team: blue}}"), rules::POD_LABELS.1),
+        (
+            "a label of the operator's",
+            manifest("kv", 3, "  pod: {labels: {lockstep.dev/team: blue}}"),
+            rules::POD_LABELS.1,
+        ),
         ("an unknown fault model", with("Crash", "Lazy"), "supported values: \"Crash\""),
         ("an unknown field", manifest("kv", 3, "  replica: 3"), "unknown field \"spec.replica\""),
     ] {

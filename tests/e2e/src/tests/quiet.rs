@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::cluster::OPERATOR_NAMESPACE;
+use crate::cluster::{OPERATOR_NAMESPACE, items, text};
 use crate::scope::Scope;
 use crate::service::{READY_WITHIN, Service};
 use crate::{Result, audit, ensure, wait};
@@ -13,6 +13,14 @@ const SETTLED: Duration = Duration::from_secs(5);
 
 pub async fn run(scope: &Scope) -> Result {
     let service = Service::start(scope, "kv", 3).await?;
+    // The operator has to do with other services that go.
+    wait::until("other tests' services gone", READY_WITHIN, async || {
+        let all = scope.cluster.get(&["replicatedservices", "--all-namespaces"]).await?;
+        let others = items(&all).iter().filter(|other| text(other, "/metadata/namespace") != scope.namespace).count();
+        ensure!(others == 0, "there are still {others}");
+        Ok(())
+    })
+    .await?;
     let log = &scope.cluster.audit_log;
     let mut mark = audit::mark(log).await?;
     let mut since = tokio::time::Instant::now();
