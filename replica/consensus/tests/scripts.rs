@@ -179,7 +179,7 @@ impl World {
     fn settle(&mut self) {
         for _ in 0..200 {
             let slots: Vec<Slot> = self.hosts.keys().copied().collect();
-            let synced = slots.into_iter().fold(false, |any, slot| self.sync(slot) || any);
+            let synced = slots.into_iter().filter(|slot| self.sync(*slot)).count() > 0;
             let messages: Vec<_> = self.network.drain(..).collect();
             if messages.is_empty() && !synced {
                 return;

@@ -73,7 +73,7 @@ async fn run(chosen: &[&Test]) -> Result<usize> {
     let mut scopes = vec![];
     for test in chosen {
         let start = Instant::now();
-        let scope = Scope::create(&cluster, &format!("e2e-{}", test.name)).await?;
+        let scope = Scope::new(&cluster, test.name);
         let outcome = run_one(&scope, test, &mut recoveries).await;
         scopes.push(scope);
         let took = start.elapsed().as_secs_f64();
@@ -99,7 +99,11 @@ async fn run(chosen: &[&Test]) -> Result<usize> {
 }
 
 async fn run_one(scope: &Scope, test: &Test, recoveries: &mut Recoveries) -> Result {
-    let outcome = match timeout(TEST_LIMIT, (test.run)(scope, recoveries)).await {
+    let work = async {
+        scope.create().await?;
+        (test.run)(scope, recoveries).await
+    };
+    let outcome = match timeout(TEST_LIMIT, work).await {
         Ok(outcome) => outcome,
         Err(_) => Err(failure::Failure(format!("did not end within {TEST_LIMIT:?}"))),
     };

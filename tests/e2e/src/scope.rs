@@ -22,11 +22,16 @@ pub struct Scope {
 }
 
 impl Scope {
+    /// The namespace of a test. Does not make it.
+    pub fn new(cluster: &Cluster, test: &str) -> Self {
+        Scope { cluster: cluster.clone(), namespace: format!("e2e-{test}") }
+    }
+
     /// Makes the namespace, after removing one that an earlier run has kept.
-    pub async fn create(cluster: &Cluster, namespace: &str) -> Result<Self> {
-        let scope = Scope { cluster: cluster.clone(), namespace: namespace.to_owned() };
-        scope.remove().await?;
-        scope.until_gone().await?;
+    pub async fn create(&self) -> Result {
+        self.remove().await?;
+        self.until_gone().await?;
+        let namespace = &self.namespace;
         let manifest = format!(
             "apiVersion: v1
 kind: Namespace
@@ -35,8 +40,7 @@ metadata:
   labels: {{pod-security.kubernetes.io/enforce: restricted}}
 "
         );
-        cluster.apply(&manifest).await?;
-        Ok(scope)
+        self.cluster.apply(&manifest).await
     }
 
     /// Begins to remove the namespace with all that is in it.
