@@ -93,6 +93,9 @@ fn decode(reply: Bytes) -> Result<KvReply, ClientError> {
         Ok(KvReply::Invalid) => Err(ClientError::Rejected {
             reason: "the state machine does not understand it; a key has 1 to 4096 bytes".to_owned(),
         }),
+        Ok(KvReply::Omitted) => Err(ClientError::Rejected {
+            reason: "it changed nothing, and its reply was left out among many large ones; try again".to_owned(),
+        }),
         Ok(reply) => Ok(reply),
         Err(error) => Err(ClientError::Reply { reason: error.to_string() }),
     }

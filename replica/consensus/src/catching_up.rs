@@ -4,7 +4,8 @@
 //! holds the tip, else only what is committed there. Every block must chain from the one before, so a wrong one is
 //! noticed. Where the own suffix diverged, the asker steps back along its own chain, twice as far each time and never below
 //! what it knows to be committed (after a restart that is nothing), until both hold the anchor. It keeps its own
-//! suffix until the fetched chain ranks higher: the rank that it acknowledged never sinks, not even between two syncs.
+//! suffix until the fetched chain ranks higher. (A power cut in the middle of the exchange may leave a lower rank; what was
+//! dropped can never commit, since the tip rests on a certificate or a commit.)
 
 use alloc::vec::Vec;
 
@@ -17,6 +18,9 @@ use crate::replica::{Replica, Role};
 /// Blocks of a diverged chain held in memory at most. A suffix that is not committed spans a window and one block per
 /// failed view, and the common anchor is found within twice its length, so a longer one is given up and fetched anew.
 const STAGED_MAX: usize = 4096;
+
+/// Blocks that wait for the own disk, in windows, beyond which no more are fetched: a disk that hangs must not fill the memory.
+const UNDURABLE_WINDOWS: u64 = 16;
 
 /// Blocks that a leader-to-be may lack; with more it asks the one that has them to lead.
 const LEAD_LAG_MAX: u64 = 512;
@@ -97,7 +101,12 @@ impl Replica {
     fn ask_for_blocks(&mut self, now: Moment, out: &mut Effects) {
         self.forget_lost_base();
         let head = self.chain.head();
+        let behind = self.undurable.len() as u64 > UNDURABLE_WINDOWS * self.options.window;
         let Some(catch_up) = &mut self.catch_up else { return };
+        if behind {
+            catch_up.again_at = now.plus(self.options.heartbeat);
+            return;
+        }
         if catch_up.base.is_none() && head.height >= catch_up.tip.height {
             // The tip is not on the own chain, so nothing from its height on is: who has the tip may have nothing higher.
             catch_up.base = self.chain.at(catch_up.tip.height.prev().max(self.committed.height));
@@ -192,8 +201,13 @@ impl Replica {
                 catch_up.base = self.chain.at(height);
                 catch_up.again_at = now;
             }
-            // Even what is committed or staged here is not on that peer's chain: it is the one that lags.
-            Some(_) | None => self.ask_next_peer(now),
+            // Even what is committed or staged here is not on that peer's chain: it lags, or what was staged was a late answer
+            // about another tip. Begin anew with the next one.
+            Some(catch_up) => {
+                catch_up.staged.clear();
+                self.ask_next_peer(now);
+            }
+            None => {}
         }
     }
 

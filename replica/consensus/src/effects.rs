@@ -184,6 +184,11 @@ pub enum Reject {
         /// The current view.
         ours: View,
     },
+    /// A view so far ahead that no correct replica is in it.
+    FarView {
+        /// The current view.
+        ours: View,
+    },
     /// The sender speaks for a view that another slot leads.
     NotItsLeader {
         /// The view.
@@ -230,6 +235,7 @@ impl fmt::Display for Reject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Reject::StaleView { theirs, ours } => write!(f, "stale view {theirs} < {ours}"),
+            Reject::FarView { ours } => write!(f, "far ahead of view {ours}"),
             Reject::NotItsLeader { view, from } => write!(f, "{from} does not lead view {view}"),
             Reject::UnknownSlot { slot } => write!(f, "{slot} is no voter"),
             Reject::OtherEpoch { theirs, ours } => write!(f, "epoch {theirs}, ours is {ours}"),

@@ -15,7 +15,8 @@ use crate::replica::{Replica, Role};
 /// A replica that has left its view and waits for the next one, whose number its newest Timeout names.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Waiting {
-    /// Since when it waits for that view.
+    /// From when the silence of that view counts: once its own Timeout is durable, and then as long again as that took, so
+    /// that a slow disk is waited for and not run away from.
     pub since: Moment,
     /// When its Timeout is sent again.
     pub again_at: Moment,
@@ -42,10 +43,10 @@ impl Waiting {
 }
 
 impl Replica {
-    /// The round above every one that this replica has seen.
+    /// The round above every one that this replica has seen. What it sees is bounded, see [`Self::receive`].
     pub(crate) fn next_round(&self) -> u64 {
         let heard = self.timeouts.values().map(|(view, _)| view.round).max().unwrap_or(0);
-        self.view.round.max(heard) + 1
+        self.view.round.max(heard).saturating_add(1)
     }
 
     /// Leaves every view below `view`: promises it, tells all, acknowledges nothing below from this step on.
@@ -76,6 +77,11 @@ impl Replica {
         }
     }
 
+    /// Whether its newest Timeout, if it sent one, is on the disk.
+    fn has_left_for_good(&self) -> bool {
+        self.left_for.is_none_or(|(_, seq)| seq <= self.durable)
+    }
+
     /// The silence after which a replica would join others that leave: half of what makes it ask itself.
     fn would_leave(&self, now: Moment) -> bool {
         match &self.role {
@@ -85,6 +91,12 @@ impl Replica {
         }
     }
 
+    /// Whether a question gets a yes. One whose last promise is still on its way to the disk is not ready for the next: else a
+    /// round could end before any disk has kept up with it, for ever.
+    fn says_yes(&self, now: Moment) -> bool {
+        self.would_leave(now) && (matches!(self.role, Role::Follower(_)) || self.has_left_for_good())
+    }
+
     pub(crate) fn on_pre_check(
         &mut self,
         now: Moment,
@@ -92,12 +104,13 @@ impl Replica {
         view: View,
         out: &mut Effects,
     ) -> Result<(), Reject> {
-        let would_leave = view > self.view && self.would_leave(now);
+        let would_leave = view > self.view && self.says_yes(now);
         let reply = Message::PreCheckReply {
             view,
             would_leave,
             current: self.view,
-            head: self.chain.head(),
+            // What is on the disk: a replica that cannot write must not look like the best one to lead.
+            head: self.chain.at(self.durable_height()).expect("what is durable is on the chain"),
             committed: self.committed,
         };
         self.send(out, from, reply);
@@ -271,6 +284,9 @@ impl Replica {
     }
 
     pub(crate) fn waiting_deadline(&self, waiting: &Waiting) -> Moment {
+        if !self.has_left_for_good() {
+            return waiting.again_at;
+        }
         let patience = waiting.since.plus(self.options.election);
         waiting.again_at.min(waiting.pre_check.as_ref().map_or(patience, |question| question.again_at))
     }
@@ -283,8 +299,10 @@ impl Replica {
     pub(crate) fn tick_following(&mut self, now: Moment, out: &mut Effects) {
         let Role::Follower(following) = &self.role else { return };
         if self.leads_unproved() {
-            let next = View::new(self.next_round(), self.config.successor(self.me));
-            self.leave(now, next, out);
+            // The smallest view above its own: a higher one could be above a view that the others have entered meanwhile.
+            let successor = self.config.successor(self.me);
+            let round = if successor > self.me { self.view.round } else { self.view.round.saturating_add(1) };
+            self.leave(now, View::new(round, successor), out);
         } else if now >= self.following_deadline(following) {
             self.ask(now, out);
         }
@@ -298,7 +316,8 @@ impl Replica {
         }
         let Role::Candidate(waiting) = &self.role else { return };
         let patience = waiting.since.plus(self.options.election);
-        if now >= waiting.pre_check.as_ref().map_or(patience, |question| question.again_at) {
+        if self.has_left_for_good() && now >= waiting.pre_check.as_ref().map_or(patience, |question| question.again_at)
+        {
             self.ask(now, out);
         }
     }

@@ -124,6 +124,23 @@ pub enum Message {
     },
 }
 
+impl Message {
+    /// The highest round of a view that this message would make its receiver remember.
+    pub(crate) fn names_round(&self) -> Option<u64> {
+        match self {
+            Message::Propose { view, .. }
+            | Message::Heartbeat { view, .. }
+            | Message::PreCheck { view }
+            | Message::Timeout { view, .. } => Some(view.round),
+            Message::PreCheckReply { view, current, .. } => Some(view.round.max(current.round)),
+            Message::HandOver { view, next } => Some(view.round.max(next.round)),
+            Message::HeartbeatReply { .. } | Message::Ack { .. } | Message::Fetch { .. } | Message::Fetched { .. } => {
+                None
+            }
+        }
+    }
+}
+
 /// Why a [`Message::Fetch`] brought nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FetchRefusal {

@@ -13,6 +13,10 @@ use crate::leading::Leading;
 use crate::leaving::Waiting;
 use crate::message::{Envelope, Message};
 
+/// Rounds that a message may be ahead. No service counts that far between two messages; a peer that says so is wrong, and a
+/// promise to enter such a view could never be taken back.
+const ROUNDS_AHEAD: u64 = 1 << 32;
+
 /// Times, in microseconds, and bounds. All replicas of a service use the same.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Options {
@@ -221,6 +225,9 @@ impl Replica {
         if epoch != self.config.epoch() {
             return Err(Reject::OtherEpoch { theirs: epoch, ours: self.config.epoch() });
         }
+        if message.names_round().is_some_and(|round| round > self.view.round.saturating_add(ROUNDS_AHEAD)) {
+            return Err(Reject::FarView { ours: self.view });
+        }
         match message {
             Message::Propose { view, block, committed } => self.on_propose(now, from, view, block, committed, out),
             Message::Heartbeat { view, round, head, committed, acknowledged } => {
@@ -307,6 +314,11 @@ impl Replica {
 
     fn on_durable(&mut self, now: Moment, seq: RecordSeq, out: &mut Effects) {
         assert!(seq <= self.queued, "durable {seq} beyond queued {}", self.queued);
+        if let Role::Candidate(waiting) = &mut self.role
+            && self.left_for.is_some_and(|(_, left)| left > self.durable && left <= seq)
+        {
+            waiting.since = now.plus(2 * now.since(waiting.since));
+        }
         self.durable = self.durable.max(seq);
         while self.undurable.front().is_some_and(|(queued, _, _)| *queued <= seq) {
             self.undurable.pop_front();

@@ -16,8 +16,11 @@ use crate::requests::{Answer, Operation, Requests, Token};
 
 /// Bytes of blocks in one answer to a peer that lags; one block may exceed it.
 const SERVE_BYTES: usize = 1 << 20;
-/// Blocks applied in one poll, so that the loop keeps turning while a long log is replayed.
+/// Blocks in one such answer.
+const SERVE_BLOCKS: usize = 1024;
+/// Blocks and bytes applied in one poll, so that the loop keeps turning while a long log is replayed.
 const APPLY_BLOCKS: usize = 256;
+const APPLY_BYTES: usize = 8 << 20;
 
 /// How an engine runs.
 #[derive(Clone, Debug, Default)]
@@ -204,12 +207,12 @@ impl<D: Disk> Engine<D> {
         }
         self.drive_requests(now);
         self.propose_queued(now, wall);
-        let more = self.apply_committed(now)?;
-        self.answer_reads();
+        let to_apply = self.apply_committed(now)?;
+        let to_read = self.answer_reads();
         self.serve_blocks()?;
         self.out.write = self.log.next_batch();
         self.out.write_commands = self.log.syncing_commands();
-        self.out.wake_at = if more { now } else { self.core.deadline().min(self.requests.deadline()) };
+        self.out.wake_at = if to_apply || to_read { now } else { self.core.deadline().min(self.requests.deadline()) };
         Ok(std::mem::take(&mut self.out))
     }
 
@@ -274,12 +277,14 @@ impl<D: Disk> Engine<D> {
     /// Applies what is committed, up to a bound. Returns whether more is left.
     fn apply_committed(&mut self, now: Moment) -> Result<bool, ReadError> {
         let committed = self.core.committed().height;
+        let mut bytes = 0;
         for _ in 0..APPLY_BLOCKS {
             let height = self.executor.applied().next();
-            if height > committed {
+            if height > committed || bytes >= APPLY_BYTES {
                 break;
             }
             let block = self.log.block(height)?;
+            bytes += block.body().len();
             let own = self.core.chain().at(height).expect("a committed block is on the chain");
             assert!(block.hash() == own.hash, "the log holds another block at {height} than the chain");
             let commands = block::decode_body(block.body()).expect("the body was checked when the block was decoded");
@@ -306,9 +311,9 @@ impl<D: Disk> Engine<D> {
             let mut size = 0;
             let mut height = after.next();
             // The chain may have been replaced since the rules answered; the asker checks each hash.
-            while height <= upto.min(self.core.head().height) && size < SERVE_BYTES {
+            while height <= upto.min(self.core.head().height) && size < SERVE_BYTES && blocks.len() < SERVE_BLOCKS {
                 let block = self.log.block(height)?;
-                size += block.body().len();
+                size += block::HEADER_BYTES + block.body().len();
                 blocks.push(block);
                 height = height.next();
             }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use lockstep_consensus::{Input, Moment, ReadId, ReadOutcome, RoleName};
-use lockstep_types::limits::{BLOCK_BYTES_MAX, BLOCK_COMMANDS_MAX};
+use lockstep_types::limits::{BLOCK_BYTES_MAX, BLOCK_COMMANDS_MAX, REQUEST_BYTES_MAX};
 use lockstep_types::{Digest, Height, Outcome, Slot};
 use lockstep_wal::Disk;
 
@@ -20,6 +20,10 @@ use crate::message::{ForwardResult, PeerMessage};
 const OPEN_MAX: usize = 1 << 16;
 /// Bytes of requests held at most, and the same again for those that peers forwarded.
 const OPEN_BYTES_MAX: usize = 64 << 20;
+/// Bytes of one command: a request body and what stands around it.
+const COMMAND_BYTES_MAX: usize = REQUEST_BYTES_MAX + 64;
+/// Bytes of answers to reads in one turn, beyond which the rest waits for the next.
+const READ_BYTES: usize = 8 << 20;
 /// A forwarded request without an answer is sent again after this many microseconds: messages get lost.
 const AGAIN: u64 = 1_000_000;
 /// Between two looks at what is overdue.
@@ -180,8 +184,13 @@ impl<D: Disk> Engine<D> {
         let leads = self.core.role() == RoleName::Leader;
         let id = self.wire_id(token.0);
         let Some(open) = self.requests.open.get_mut(&token) else { return };
+        if leader.is_none() {
+            return;
+        }
+        // Before anything is done: the rules may answer at once that they lead no more, and then it waits again.
+        self.requests.waiting.remove(&token);
         match (&open.operation, leader) {
-            (_, None) => return,
+            (_, None) => {}
             (Operation::Command(command), Some(_)) if leads => {
                 open.attempts += 1;
                 self.requests.queue_bytes += command.len();
@@ -199,7 +208,6 @@ impl<D: Disk> Engine<D> {
                 self.ask_leader(now);
             }
         }
-        self.requests.waiting.remove(&token);
     }
 
     fn wait_again(&mut self, token: Token) {
@@ -328,8 +336,12 @@ impl<D: Disk> Engine<D> {
             let body = lockstep_types::block::encode_body(&commands);
             let effects = self.core.step(now, Input::Propose { body, wall });
             let block = effects.proposed.expect("the rules said that it can propose");
-            self.requests.proposed.insert(block.height, (block.hash, origins));
+            let replaced = self.requests.proposed.insert(block.height, (block.hash, origins));
             self.absorb(effects);
+            // Proposed at this height in an earlier view of this leader, and replaced since.
+            for origin in replaced.into_iter().flat_map(|(_, origins)| origins) {
+                self.not_decided(origin);
+            }
         }
     }
 
@@ -362,9 +374,12 @@ impl<D: Disk> Engine<D> {
     pub(crate) fn on_forward(&mut self, from: Slot, id: u64, command: Bytes) {
         if self.core.role() != RoleName::Leader {
             self.send(from, PeerMessage::ForwardReply { id, result: ForwardResult::NotLeader });
+        } else if self.requests.from_peers.contains(&(from, id)) || command.len() > COMMAND_BYTES_MAX {
+            // The answer to the first copy will do for both; and no replica of this release forwards one so large.
         } else if self.requests.queue_bytes + command.len() > OPEN_BYTES_MAX {
             self.send(from, PeerMessage::ForwardReply { id, result: ForwardResult::Overloaded });
-        } else if self.requests.from_peers.insert((from, id)) {
+        } else {
+            self.requests.from_peers.insert((from, id));
             self.requests.queue_bytes += command.len();
             self.requests.queue.push_back((Origin::Peer(from, id), command));
         }
@@ -449,18 +464,24 @@ impl<D: Disk> Engine<D> {
         }
     }
 
-    /// Answers the reads whose height is applied.
-    pub(crate) fn answer_reads(&mut self) {
+    /// Answers the reads whose height is applied, up to a bound. Returns whether more could be answered.
+    pub(crate) fn answer_reads(&mut self) -> bool {
+        let mut bytes = 0;
         while let Some((height, token)) = self.requests.reads_at.first().copied() {
             if height > self.executor.applied() {
-                return;
+                return false;
+            }
+            if bytes > READ_BYTES {
+                return true;
             }
             self.requests.reads_at.remove(&(height, token));
             if let Some(open) = self.requests.close(token) {
                 let Operation::Read(body) = &open.operation else { unreachable!("only reads wait for a height") };
                 let answer = self.executor.query(body);
+                bytes += answer.len();
                 self.out.replies.push((token, Answer::Read(answer)));
             }
         }
+        false
     }
 }

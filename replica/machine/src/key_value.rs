@@ -1,7 +1,7 @@
 //! The built-in machine: put, get, delete, compare-and-set. Its requests and replies are in [`lockstep_types::kv`].
 
 use bytes::Bytes;
-use lockstep_types::kv::{Expected, KvReply, KvRequest, Versioned};
+use lockstep_types::kv::{BLOCK_REPLY_BYTES_MAX, Expected, KvReply, KvRequest, Versioned};
 
 use crate::machine::{Context, StateMachine};
 use crate::store::{Change, Store};
@@ -17,7 +17,8 @@ impl KeyValue {
 
 impl StateMachine for KeyValue {
     fn apply(&self, _: &Context, requests: &[Bytes], store: &mut Store) -> Vec<Bytes> {
-        requests.iter().map(|request| execute(request, store).encode()).collect()
+        let mut bytes = 0;
+        requests.iter().map(|request| bounded(execute(request, store), &mut bytes).encode()).collect()
     }
 
     fn query(&self, request: &Bytes, store: &Store) -> Bytes {
@@ -51,6 +52,25 @@ fn execute(request: &Bytes, store: &mut Store) -> KvReply {
         }),
         Err(_) => KvReply::Invalid,
     }
+}
+
+/// Leaves a value out of a reply once the replies of this block hold too many bytes. Only replies of requests that changed
+/// nothing carry a value.
+fn bounded(reply: KvReply, bytes: &mut usize) -> KvReply {
+    let value = match &reply {
+        KvReply::Found(found) | KvReply::Mismatch { current: Some(found) } => found.value.len(),
+        KvReply::Written { .. }
+        | KvReply::Missing
+        | KvReply::Deleted
+        | KvReply::Mismatch { current: None }
+        | KvReply::Invalid
+        | KvReply::Omitted => return reply,
+    };
+    if *bytes + value > BLOCK_REPLY_BYTES_MAX {
+        return KvReply::Omitted;
+    }
+    *bytes += value;
+    reply
 }
 
 fn get(key: &[u8], store: &Store) -> KvReply {
@@ -117,6 +137,21 @@ mod tests {
     /// Runs these requests as one batch on an empty store.
     fn run(requests: &[KvRequest]) -> Vec<KvReply> {
         apply(&mut Store::default(), &requests.iter().map(KvRequest::encode).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn replies_of_one_block_are_bounded_and_change_nothing_beyond() {
+        // A block of small requests must not ask for gigabytes of replies: it is committed, and would kill every replica.
+        let large = Bytes::from(vec![7; 1 << 20]);
+        let mut requests = vec![KvRequest::Put { key: bytes("k"), value: large }.encode()];
+        requests.extend((0..64).map(|_| compare("k", Expected::Version(9), "x").encode()));
+        requests.push(put("k", "small").encode());
+        requests.push(get_request("k").encode());
+        let replies = apply(&mut Store::default(), &requests);
+        let full = |reply: &&KvReply| matches!(reply, KvReply::Mismatch { current: Some(_) });
+        assert_eq!(replies.iter().filter(full).count(), BLOCK_REPLY_BYTES_MAX >> 20);
+        assert_eq!(replies.iter().filter(|reply| **reply == KvReply::Omitted).count(), 57);
+        assert_eq!(replies[65], KvReply::Written { version: 2 }, "writes go on");
     }
 
     #[test]

@@ -42,6 +42,7 @@ kinds! {
     NewLeaderCrash "new leaders crashed",
     Restart "restarts",
     DiskHang "disks hung",
+    Pause "processes paused",
     Segment "log segments begun",
     Partition "partitions",
     OneWayCut "one-way cuts",

@@ -84,6 +84,8 @@ pub struct Faults {
     pub hand_over: Option<Micros>,
     /// A disk hangs for seconds.
     pub hang: Option<Micros>,
+    /// A process stands still for a while, as by SIGSTOP: what arrives meanwhile waits.
+    pub pause: Option<Micros>,
     /// A wall clock jumps.
     pub wall_jump: Option<Micros>,
     /// A client process dies; its session is abandoned.
@@ -159,6 +161,7 @@ impl Plan {
             blackout: sometimes(25, &[5, 10]),
             hand_over: sometimes(40, &[1, 4]),
             hang: sometimes(25, &[4, 8]),
+            pause: sometimes(30, &[2, 5]),
             wall_jump: sometimes(30, &[2]),
             client_crash: sometimes(40, &[3, 8]),
             client_cut: sometimes(30, &[3]),
@@ -217,13 +220,15 @@ impl fmt::Display for Plan {
             self.reply_bytes_max,
             self.chaos / SECOND,
         )?;
-        let Faults { partition, crash, blackout, hand_over, hang, wall_jump, client_crash, client_cut } = &self.faults;
+        let Faults { partition, crash, blackout, hand_over, hang, pause, wall_jump, client_crash, client_cut } =
+            &self.faults;
         let faults = [
             ("partition", partition),
             ("crash", crash),
             ("blackout", blackout),
             ("hand-over", hand_over),
             ("hang", hang),
+            ("pause", pause),
             ("wall jump", wall_jump),
             ("client crash", client_crash),
             ("client cut", client_cut),

@@ -88,6 +88,7 @@ struct Host {
     wake_at: Micros,
     poll_scheduled: bool,
     hangs_until: Micros,
+    paused_until: Micros,
     role: RoleName,
     view: View,
 }
@@ -172,6 +173,30 @@ enum Event {
     Compare,
 }
 
+impl Event {
+    /// The replica whose process takes it.
+    fn wakes(&self) -> Option<usize> {
+        match self {
+            Event::Deliver { to: replica, .. }
+            | Event::Wake { replica, .. }
+            | Event::Poll { replica, .. }
+            | Event::Written { replica, .. }
+            | Event::Started { replica, .. }
+            | Event::Request { target: replica, .. } => Some(*replica),
+            Event::Restart { .. }
+            | Event::Answered { .. }
+            | Event::Disconnected { .. }
+            | Event::ClientWake { .. }
+            | Event::ClientWorks { .. }
+            | Event::Fault(_)
+            | Event::MendLinks
+            | Event::Crash { .. }
+            | Event::Heal
+            | Event::Compare => None,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     Partition,
@@ -179,6 +204,7 @@ enum Fault {
     Blackout,
     HandOver,
     Hang,
+    Pause,
     WallJump,
     ClientCrash,
     ClientCut,
@@ -219,6 +245,7 @@ impl World {
                     wake_at: Micros::MAX,
                     poll_scheduled: false,
                     hangs_until: 0,
+                    paused_until: 0,
                     role: RoleName::Follower,
                     view: View::ZERO,
                 }
@@ -264,6 +291,7 @@ impl World {
             (Fault::Blackout, self.plan.faults.blackout),
             (Fault::HandOver, self.plan.faults.hand_over),
             (Fault::Hang, self.plan.faults.hang),
+            (Fault::Pause, self.plan.faults.pause),
             (Fault::WallJump, self.plan.faults.wall_jump),
             (Fault::ClientCrash, self.plan.faults.client_crash),
             (Fault::ClientCut, self.plan.faults.client_cut),
@@ -302,6 +330,19 @@ impl World {
     }
 
     fn take(&mut self, event: Event) -> Result<(), Violation> {
+        if let Some(replica) = event.wakes()
+            && self.hosts[replica].paused_until > self.now
+        {
+            let host = &mut self.hosts[replica];
+            let until = host.paused_until;
+            if let Event::Wake { process, .. } = event
+                && process == host.process
+            {
+                host.wake_at = until;
+            }
+            self.at(until, event);
+            return Ok(());
+        }
         match event {
             Event::Deliver { from, to, epoch, message } => {
                 if self.cut[from][to] {
@@ -599,6 +640,7 @@ impl World {
         host.process += 1;
         host.wake_at = Micros::MAX;
         host.poll_scheduled = false;
+        host.paused_until = 0;
         host.role = RoleName::Follower;
         let tokens = std::mem::take(&mut host.tokens);
         self.checkers.stopped(replica);
@@ -950,6 +992,7 @@ impl World {
             Fault::Blackout => faults.blackout,
             Fault::HandOver => faults.hand_over,
             Fault::Hang => faults.hang,
+            Fault::Pause => faults.pause,
             Fault::WallJump => faults.wall_jump,
             Fault::ClientCrash => faults.client_crash,
             Fault::ClientCut => faults.client_cut,
@@ -978,6 +1021,12 @@ impl World {
                 self.counters.add(Kind::DiskHang);
                 self.trace.line(self.now, format_args!("disk of {} hangs", slot(victim)));
                 self.hosts[victim].hangs_until = self.now + self.random.between(SECOND, 6 * SECOND);
+            }
+            Fault::Pause => {
+                self.counters.add(Kind::Pause);
+                let until = self.now + self.random.between(SECOND / 10, 4 * SECOND);
+                self.trace.line(self.now, format_args!("{} stands still until {until}", slot(victim)));
+                self.hosts[victim].paused_until = until;
             }
             Fault::WallJump => {
                 self.counters.add(Kind::WallJump);

@@ -37,6 +37,9 @@ impl KeyValueService {
         };
         match KvReply::decode(reply) {
             Ok(KvReply::Invalid) => Err(Status::invalid_argument("the state machine does not understand the request")),
+            Ok(KvReply::Omitted) => Err(Status::unavailable(
+                "the request changed nothing, and its reply was left out among many large ones; try again",
+            )),
             Ok(reply) => Ok(reply),
             Err(error) => Err(Status::internal(format!(
                 "the {} was executed, but its reply does not decode: {error}",

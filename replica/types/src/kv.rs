@@ -10,6 +10,10 @@ use crate::codec::{DecodeError, Reader, Writer};
 /// Bytes of one key at most; at least one.
 pub const KEY_BYTES_MAX: usize = 4096;
 
+/// Bytes of values in the replies of one block. A block of small requests could else ask for a reply of gigabytes, and every
+/// replica would fail on it, again at each restart.
+pub const BLOCK_REPLY_BYTES_MAX: usize = 8 << 20;
+
 /// A request to the key-value machine.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum KvRequest {
@@ -80,6 +84,9 @@ pub enum KvReply {
     },
     /// A request that the machine does not understand. It changed nothing.
     Invalid,
+    /// A value that would have been the reply is left out: replies of one block are bounded by
+    /// [`BLOCK_REPLY_BYTES_MAX`]. Nothing was changed; ask again.
+    Omitted,
 }
 
 impl KvRequest {
@@ -162,6 +169,7 @@ impl KvReply {
             KvReply::Mismatch { current: None } => out.u8(5),
             KvReply::Mismatch { current: Some(current) } => out.u8(6).u64(current.version).bytes(&current.value),
             KvReply::Invalid => out.u8(7),
+            KvReply::Omitted => out.u8(8),
         };
         Bytes::from(out.finish())
     }
@@ -180,6 +188,7 @@ impl KvReply {
             5 => KvReply::Mismatch { current: None },
             6 => KvReply::Mismatch { current: Some(read_versioned(&mut reader)?) },
             7 => KvReply::Invalid,
+            8 => KvReply::Omitted,
             tag => return Err(DecodeError::UnknownTag { what: "key-value reply", tag }),
         };
         reader.finish("key-value reply")?;
