@@ -13,8 +13,8 @@ test: ## everything: format, lints, licences, units, scripts, simulator, charts,
 test-fast: ## the same without a cluster; its last line says what was not run
 	@tests/run fast
 
-image: ## the container image, as target/lockstep-image.tar (and in Docker, where one runs)
-	@tests/cluster/build-image target/lockstep-image.tar
+image: ## the container image, as target/image.tar (and in Docker, where one runs)
+	@tests/cluster/build-image
 
 crds: ## generates crds/ and the chart's copy from operator/api
 	cargo run --quiet -p lockstep-api --bin crdgen

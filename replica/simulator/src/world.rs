@@ -33,6 +33,9 @@ const EVENTS_AT_ONCE_MAX: u64 = 200_000;
 /// One of how many acknowledgements is looked up on the sender's disk.
 const CHECK_ONE_IN: u64 = 200;
 
+/// Where the events of a process come from: clients, peers, itself.
+const SOURCES: usize = 3;
+
 /// A run.
 pub(crate) struct World {
     pub now: Micros,
@@ -88,7 +91,8 @@ struct Host {
     wake_at: Micros,
     poll_scheduled: bool,
     hangs_until: Micros,
-    paused_until: Micros,
+    /// Stands still until then, by source of events: after that they come in no particular order of sources.
+    paused_until: [Micros; SOURCES],
     role: RoleName,
     view: View,
 }
@@ -174,15 +178,15 @@ enum Event {
 }
 
 impl Event {
-    /// The replica whose process takes it.
-    fn wakes(&self) -> Option<usize> {
+    /// The replica whose process takes it, and from which of its sources.
+    fn wakes(&self) -> Option<(usize, usize)> {
         match self {
-            Event::Deliver { to: replica, .. }
-            | Event::Wake { replica, .. }
+            Event::Request { target: replica, .. } => Some((*replica, 0)),
+            Event::Deliver { to: replica, .. } => Some((*replica, 1)),
+            Event::Wake { replica, .. }
             | Event::Poll { replica, .. }
             | Event::Written { replica, .. }
-            | Event::Started { replica, .. }
-            | Event::Request { target: replica, .. } => Some(*replica),
+            | Event::Started { replica, .. } => Some((*replica, 2)),
             Event::Restart { .. }
             | Event::Answered { .. }
             | Event::Disconnected { .. }
@@ -245,7 +249,7 @@ impl World {
                     wake_at: Micros::MAX,
                     poll_scheduled: false,
                     hangs_until: 0,
-                    paused_until: 0,
+                    paused_until: [0; SOURCES],
                     role: RoleName::Follower,
                     view: View::ZERO,
                 }
@@ -330,11 +334,11 @@ impl World {
     }
 
     fn take(&mut self, event: Event) -> Result<(), Violation> {
-        if let Some(replica) = event.wakes()
-            && self.hosts[replica].paused_until > self.now
+        if let Some((replica, source)) = event.wakes()
+            && self.hosts[replica].paused_until[source] > self.now
         {
             let host = &mut self.hosts[replica];
-            let until = host.paused_until;
+            let until = host.paused_until[source];
             if let Event::Wake { process, .. } = event
                 && process == host.process
             {
@@ -420,11 +424,10 @@ impl World {
                 Ok(())
             }
             Event::Crash { replica, process, power } => {
-                if self.hosts[replica].process == process {
-                    self.crash(replica, power)
-                } else {
-                    Ok(())
+                if self.hosts[replica].process == process && self.phase == Phase::Chaos {
+                    return self.crash(replica, power);
                 }
+                Ok(())
             }
             Event::Heal => self.heal(),
             Event::Compare => self.compare(),
@@ -640,7 +643,7 @@ impl World {
         host.process += 1;
         host.wake_at = Micros::MAX;
         host.poll_scheduled = false;
-        host.paused_until = 0;
+        host.paused_until = [0; SOURCES];
         host.role = RoleName::Follower;
         let tokens = std::mem::take(&mut host.tokens);
         self.checkers.stopped(replica);
@@ -1012,6 +1015,7 @@ impl World {
                     self.crash(replica, true)?;
                 }
             }
+            Fault::HandOver if self.hosts[victim].paused_until[0] > self.now => {}
             Fault::HandOver => {
                 let target = self.random.percent(70).then(|| slot(self.random.below(self.hosts.len() as u64) as usize));
                 self.trace.line(self.now, format_args!("{} is asked to hand over", slot(victim)));
@@ -1026,7 +1030,7 @@ impl World {
                 self.counters.add(Kind::Pause);
                 let until = self.now + self.random.between(SECOND / 10, 4 * SECOND);
                 self.trace.line(self.now, format_args!("{} stands still until {until}", slot(victim)));
-                self.hosts[victim].paused_until = until;
+                self.hosts[victim].paused_until = std::array::from_fn(|_| until + self.random.below(1_000));
             }
             Fault::WallJump => {
                 self.counters.add(Kind::WallJump);
