@@ -65,6 +65,7 @@ kinds! {
     Evicted "answers from evicted sessions",
     ReadLeader "reads by the leader",
     ReadFollower "reads by a follower",
+    ReadMonitor "reads from outside all sessions",
     RefusedNoLeader "requests refused without a leader",
     RefusedDeadline "requests refused at their deadline",
     Committed "outcomes: committed",

@@ -33,6 +33,10 @@ const EVENTS_AT_ONCE_MAX: u64 = 200_000;
 /// One of how many acknowledgements is looked up on the sender's disk.
 const CHECK_ONE_IN: u64 = 200;
 
+/// In place of a client's number: a read from outside all sessions, sent to a replica of the run's choice, above all to one
+/// that believes to lead.
+const MONITOR: usize = usize::MAX;
+
 /// Where the events of a process come from: clients, peers, itself.
 const SOURCES: usize = 3;
 
@@ -103,7 +107,7 @@ enum State {
     Up { engine: Box<Engine<SimDisk>>, writer: Writer<SimDisk> },
 }
 
-/// Who waits for an answer.
+/// Who waits for an answer. For the monitor the generation is what had been answered when it asked, the attempt the key.
 #[derive(Clone, Debug)]
 struct Asker {
     client: usize,
@@ -166,6 +170,7 @@ enum Event {
     ClientWorks {
         client: usize,
     },
+    Monitor,
     Fault(Fault),
     MendLinks,
     Crash {
@@ -192,6 +197,7 @@ impl Event {
             | Event::Disconnected { .. }
             | Event::ClientWake { .. }
             | Event::ClientWorks { .. }
+            | Event::Monitor
             | Event::Fault(_)
             | Event::MendLinks
             | Event::Crash { .. }
@@ -306,6 +312,7 @@ impl World {
                 self.after(at, Event::Fault(fault));
             }
         }
+        self.after(1, Event::Monitor);
         self.after(self.plan.chaos, Event::Heal);
         let (mut moment, mut at_once) = (0, 0);
         while self.phase != Phase::Done {
@@ -417,6 +424,10 @@ impl World {
                 Ok(())
             }
             Event::ClientWorks { client } => self.client_works(client),
+            Event::Monitor => {
+                self.monitor();
+                Ok(())
+            }
             Event::Fault(fault) => self.fault(fault),
             Event::MendLinks => {
                 self.trace.line(self.now, format_args!("links are mended"));
@@ -669,7 +680,7 @@ impl World {
         }
         self.checkers.check_committed(self.hosts.iter().map(|host| &*host.disk), &mut self.counters)?;
         let mut told = Vec::new();
-        for asker in tokens.into_values() {
+        for asker in tokens.into_values().filter(|asker| asker.client != MONITOR) {
             if !told.contains(&(asker.client, asker.generation)) && self.random.percent(80) {
                 told.push((asker.client, asker.generation));
             }
@@ -693,13 +704,13 @@ impl World {
     }
 
     fn request(&mut self, asker: Asker, target: usize, timeout: Micros) -> Result<(), Violation> {
-        if self.doors_cut[asker.client][target] > self.now {
+        if asker.client != MONITOR && self.doors_cut[asker.client][target] > self.now {
             return Ok(());
         }
         let now = self.local(target);
         let host = &mut self.hosts[target];
         let State::Up { .. } = host.state else {
-            if self.random.percent(80) {
+            if asker.client != MONITOR && self.random.percent(80) {
                 let Asker { client, generation, attempt, .. } = asker;
                 let delay = self.door_delay();
                 self.after(delay, Event::Disconnected { client, generation, target, unsent: vec![attempt] });
@@ -714,7 +725,12 @@ impl World {
                 Operation::Command(command.encode())
             }
             ClientOperation::Read { body } => {
-                self.trace.line(self.now, format_args!("c{}→{} read {}B", asker.client, slot(target), body.len()));
+                match asker.client {
+                    MONITOR => self.trace.line(self.now, format_args!("monitor→{} read", slot(target))),
+                    client => {
+                        self.trace.line(self.now, format_args!("c{client}→{} read {}B", slot(target), body.len()))
+                    }
+                }
                 Operation::Read(body.clone())
             }
         };
@@ -724,12 +740,21 @@ impl World {
     }
 
     fn reply(&mut self, replica: usize, token: Token, answer: Answer) -> Result<(), Violation> {
-        let Some(asker) = self.hosts[replica].tokens.remove(&token) else {
+        let asker = self.hosts[replica].tokens.remove(&token);
+        let Some(asker) = asker else {
             return Err(Violation {
                 property: "one answer per request",
                 detail: format!("{} answers {token:?} twice", slot(replica)),
             });
         };
+        if asker.client == MONITOR {
+            if let Answer::Read(reply) = answer {
+                self.counters.add(Kind::ReadMonitor);
+                self.trace.line(self.now, format_args!("{}→monitor read {}B", slot(replica), reply.len()));
+                self.checkers.read_answered(&key(asker.attempt.0), &reply, asker.generation)?;
+            }
+            return Ok(());
+        }
         let now = self.local(replica);
         let State::Up { engine, .. } = &self.hosts[replica].state else { unreachable!("it answers") };
         let leader = engine.leader(now).map(|leader| Target(leader.get() - 1));
@@ -925,7 +950,7 @@ impl World {
             if self.clients[client].waiting() >= self.plan.clients.in_flight {
                 break;
             }
-            let key = Bytes::from(format!("k{}", self.random.below(self.plan.clients.keys)));
+            let key = key(self.random.below(self.plan.clients.keys));
             let what = if self.random.percent(self.plan.clients.reads) {
                 What::Read { key }
             } else {
@@ -942,6 +967,26 @@ impl World {
             self.client_step(client, Input::Close { deadline })?;
         }
         Ok(())
+    }
+
+    /// A read that any process may have to answer, also one that is cut off or has slept: it must not be stale.
+    fn monitor(&mut self) {
+        if self.phase != Phase::Chaos {
+            return;
+        }
+        let next = self.random.around(self.plan.rules.heartbeat);
+        self.after(next, Event::Monitor);
+        let leaders: Vec<usize> =
+            (0..self.hosts.len()).filter(|replica| self.hosts[*replica].role == RoleName::Leader).collect();
+        let target = match leaders.len() {
+            count if count > 0 && self.random.percent(70) => self.random.pick(&leaders),
+            _ => self.random.below(self.hosts.len() as u64) as usize,
+        };
+        let number = self.random.below(self.plan.clients.keys);
+        let operation = ClientOperation::Read { body: KvRequest::Get { key: key(number) }.encode() };
+        let generation = self.checkers.floor();
+        let asker = Asker { client: MONITOR, generation, attempt: AttemptId(number), operation };
+        self.after(0, Event::Request { asker, target, timeout: 10 * SECOND });
     }
 
     fn write(&mut self, client: usize, key: Bytes) -> Bytes {
@@ -1168,9 +1213,8 @@ impl World {
             return Ok(false);
         }
         self.clients[client].probed = true;
-        for key in 0..self.plan.clients.keys {
-            let key = Bytes::from(format!("k{key}"));
-            self.submit(client, What::Read { key }, true)?;
+        for number in 0..self.plan.clients.keys {
+            self.submit(client, What::Read { key: key(number) }, true)?;
         }
         Ok(true)
     }
@@ -1238,6 +1282,10 @@ impl World {
 
 fn index(slot: Slot) -> usize {
     slot.get() as usize - 1
+}
+
+fn key(number: u64) -> Bytes {
+    Bytes::from(format!("k{number}"))
 }
 
 fn probe_body(client: usize, ticket: Ticket) -> Bytes {
