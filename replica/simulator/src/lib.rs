@@ -22,10 +22,12 @@
 //!   and the first proposal in each view, and at each start, where all promises ever made count; at each crash and at the
 //!   end the last committed block is on the disks of a quorum;
 //! - each (session, sequence) is executed at most once, and so is each request; its reply is that of a model, every time;
-//! - what clients are told is true: committed, rejected or cancelled; writes and reads are linearizable;
+//! - what clients are told is true: committed, rejected or cancelled; writes and reads are linearizable, and so are the reads
+//!   of a monitor, which asks any replica at any time, above all one that believes to lead;
 //! - after the faults have ended: every client is served and all replicas become equal, in bounded time.
 //!
-//! Not yet: clocks that drift, disks that fail, rot or reorder writes at a power cut, changes of membership, snapshots.
+//! Processes are killed, lose power, stand still; clients die; links fail in one direction or both. Not yet: clocks that
+//! drift, disks that fail, rot or reorder writes at a power cut, changes of membership, snapshots.
 
 pub mod checkers;
 mod client;

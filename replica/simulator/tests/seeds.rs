@@ -16,6 +16,7 @@ const EXPECTED: &[Kind] = &[
     Kind::PowerCut,
     Kind::PowerCutLost,
     Kind::Restart,
+    Kind::Pause,
     Kind::Segment,
     Kind::Partition,
     Kind::OneWayCut,
