@@ -9,6 +9,7 @@ use lockstep_types::{FaultModel, Genesis, Height, ReplicaId, ServiceId, Slot};
 /// Microseconds between two voters.
 const DELAY: u64 = 1_000;
 
+#[allow(clippy::large_enum_variant, reason = "most events are messages")]
 enum Event {
     Arrives { from: Slot, envelope: Envelope },
     Synced { at: Slot, upto: RecordSeq },
