@@ -81,7 +81,6 @@ pub fn token_secret(service: &Service, token: &str) -> Secret {
     Secret {
         metadata: meta(service, service.token_name()),
         data: Some(BTreeMap::from([(TOKEN_KEY.to_owned(), ByteString(token.as_bytes().to_vec()))])),
-        immutable: Some(true),
         type_: Some("Opaque".to_owned()),
         ..Default::default()
     }
@@ -137,6 +136,8 @@ fn budget(service: &Service) -> Option<PodDisruptionBudget> {
         metadata: meta(service, service.name.clone()),
         spec: Some(PodDisruptionBudgetSpec {
             min_available: Some(IntOrString::Int(int(service.quorum()))),
+            // A pod that is not ready adds nothing to the quorum, and must not block a drain for good.
+            unhealthy_pod_eviction_policy: Some("AlwaysAllow".to_owned()),
             selector: Some(label_selector(service)),
             ..Default::default()
         }),
@@ -208,6 +209,7 @@ mod tests {
     fn budget_of_three_keeps_two() {
         let budget = budget(&example()).and_then(|budget| budget.spec).expect("a budget");
         assert_eq!(budget.min_available, Some(IntOrString::Int(2)));
+        assert_eq!(budget.unhealthy_pod_eviction_policy.as_deref(), Some("AlwaysAllow"));
         assert_eq!(budget.selector.and_then(|s| s.match_labels), Some(selector("kv")));
     }
 
