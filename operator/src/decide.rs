@@ -263,6 +263,13 @@ fn stuck(world: &World) -> Option<Decision> {
     if world.set.as_ref().is_none_or(|set| !set.up_to_date) {
         return Some(Decision::Wait(Wait::Kubernetes));
     }
+    // A second pod is never given to a template whose first has not answered yet: one past crash looks like "cannot run" too,
+    // and the old pod may be back in seconds.
+    let revision = world.set.as_ref().map(|set| &set.update_revision);
+    let unproven = |pod: &Pod| Some(&pod.revision) == revision && !pod.terminating && pod.replica.is_none();
+    if world.pods.values().any(unproven) {
+        return None;
+    }
     let stuck = |pod: &Pod| !pod.terminating && pod.replica.is_none() && pod.stuck.is_some();
     let ordinal = world.outdated().into_iter().find(|ordinal| stuck(&world.pods[ordinal]))?;
     Some(delete(world, ordinal, "it cannot run, and is not of the current template"))

@@ -310,6 +310,10 @@ fn roll_of_a_bad_template_stops_at_the_first_pod_and_heals_when_corrected() {
             // The template was corrected: the stuck pod is now an old one as well.
             (&[(Ready, O), (Leader, O), (Stuck, O)], "delete 2"),
             (&[(Stuck, O), (Stuck, O), (Stuck, O)], "delete 0"),
+            // A template that has not answered yet gets no second pod, whatever the old ones look like.
+            (&[(Ready, O), (Stuck, O), (Stuck, N)], "wait Rolling"),
+            (&[(Silent, N), (Stuck, O), (Stuck, O)], "wait Rolling"),
+            (&[(NotReady, N), (Stuck, O), (Stuck, O)], "delete 1"),
         ],
     );
     let bad = world(&service, &[(Ready, O), (Leader, O), (Stuck, N)]);
