@@ -11,14 +11,14 @@ use crate::{BatchSeq, MAX_NOTE, WalId};
 pub(crate) const BLOCK: u64 = 4096;
 /// Format version that is written and read.
 pub(crate) const VERSION: u32 = 1;
-/// Identifier slots of a segment. Two would do, as one batch at a time is unsynced; four survive a neighbour's loss.
+/// Identifier slots of a segment, at its end: behind the batches, because write-back goes up the file. Two would do, as one batch at a time is unsynced; four survive a neighbour's loss.
 pub(crate) const SLOTS: u64 = 4;
-/// Where the slots begin.
-pub(crate) const SLOTS_AT: u64 = BLOCK;
-/// Where the seal is.
-pub(crate) const SEAL_AT: u64 = SLOTS_AT + SLOTS * BLOCK;
 /// Where batches begin.
-pub(crate) const DATA_AT: u64 = SEAL_AT + BLOCK;
+pub(crate) const DATA_AT: u64 = BLOCK;
+/// Bytes behind the batches: the seal, then the slots. The seal keeps a block between a last batch and the slots.
+pub(crate) const TRAILER: u64 = (1 + SLOTS) * BLOCK;
+/// Bytes of a segment in which there are no batches.
+pub(crate) const AROUND: u64 = DATA_AT + TRAILER;
 /// Bytes of a segment header: one sector, so that a power cut rarely tears it.
 pub(crate) const SEGMENT_HEADER: usize = 512;
 /// Bytes of an identifier before its note.
@@ -53,9 +53,14 @@ pub(crate) fn segment_number(name: &str) -> Option<u64> {
     (number >= 1 && segment_name(number) == name).then_some(number)
 }
 
-/// Where the identifier of a batch is.
-pub(crate) fn slot_at(seq: BatchSeq) -> u64 {
-    SLOTS_AT + seq.0 % SLOTS * BLOCK
+/// Where a segment of this size has its seal, and its batches end.
+pub(crate) fn seal_at(segment_bytes: u64) -> u64 {
+    segment_bytes - TRAILER
+}
+
+/// Where the identifier of a batch is, in a segment with the seal at `seal_at`.
+pub(crate) fn slot_at(seal_at: u64, seq: BatchSeq) -> u64 {
+    seal_at + BLOCK + seq.0 % SLOTS * BLOCK
 }
 
 /// `len` rounded up to whole blocks.

@@ -27,7 +27,9 @@
 //!
 //! The price: nothing orders the two within one sync. A *power cut* (not a killed process, whose writes are kept in order)
 //! may let an identifier through and lose its batch; that reads as faulty although nobody was promised anything. Erring
-//! this way costs a replica, erring the other way costs an acknowledged write.
+//! this way costs a replica, erring the other way costs an acknowledged write. It is made rare, not impossible: the batch
+//! is written first, and stands before the identifiers in the file, and write-back of the page cache goes up the file. That
+//! is a heuristic. A device may still complete its queue in any order, and a disk with a volatile cache often does.
 //!
 //! # On disk
 //!
@@ -37,9 +39,12 @@
 //! | segment, from byte | what |
 //! |---|---|
 //! | 0 | segment header, 512 bytes |
-//! | 4,096 | four identifier slots of 4 KiB; batch `n` uses slot `n % 4` |
-//! | 20,480 | seal: written when the next segment is begun |
-//! | 24,576 | batches, each from a block boundary, padded with zeros to the next |
+//! | 4,096 | batches, each from a block boundary, padded with zeros to the next |
+//! | size − 20,480 | seal: written when the next segment is begun |
+//! | size − 16,384 | four identifier slots of 4 KiB; batch `n` uses slot `n % 4` |
+//!
+//! The seal is the gap between the last batch of a full segment and its identifier. A size is in the segment's header; where
+//! that is damaged, the file's own size serves to find what proves that the segment was in use.
 //!
 //! | segment header | identifier | seal | batch | record frame |
 //! |---|---|---|---|---|

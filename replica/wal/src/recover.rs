@@ -9,8 +9,8 @@ use bytes::{Bytes, BytesMut};
 
 use crate::error::{Fault, IoFailure, OpenError};
 use crate::format::{
-    self, BATCH, BLOCK, BatchHeader, DATA_AT, Digest, Found, Head, Identifier, SEAL_AT, SEGMENT_HEADER, SLOTS, Seal,
-    SegmentHeader, segment_name, segment_number, slot_at,
+    self, AROUND, BATCH, BLOCK, BatchHeader, DATA_AT, Digest, Found, Head, Identifier, SEGMENT_HEADER, SLOTS, Seal,
+    SegmentHeader, TRAILER, seal_at, segment_name, segment_number, slot_at,
 };
 use crate::repair::{self, Tail};
 use crate::wal::{Cursor, valid_segment_bytes};
@@ -27,7 +27,7 @@ pub(crate) struct Kept {
     pub bytes: Bytes,
 }
 
-/// The places of a segment that are not batches.
+/// The places of a segment that are not batches, as far as they check out.
 struct Segment {
     number: u64,
     /// Size of the file.
@@ -61,8 +61,9 @@ pub(crate) fn recover<D: Disk>(
     }
     let (next, previous) = at;
     let active = segments.last_key_value().and_then(|(_, segment)| segment.header).expect("judged to be in use");
-    let cursor = Cursor { segment: active.segment, offset, end: active.segment_bytes, next, previous };
-    let tail = Tail { cursor, header: active, kept: scan.kept };
+    let cursor = Cursor { segment: active.segment, offset, end: seal_at(active.segment_bytes), next, previous };
+    let before = segments.get(&(active.segment - 1)).and_then(|segment| segment.header);
+    let tail = Tail { cursor, header: active, before, kept: scan.kept };
     let cut = repair::settle(disk, id, &tail)?;
     let spares = repair::spares(disk, options, spares)?;
     let last = tail.kept.back();
@@ -76,7 +77,7 @@ pub(crate) fn recover<D: Disk>(
     Ok((cursor, spares, recovery))
 }
 
-/// Reads what stands before the batches of each segment, around the cache.
+/// Reads what stands around the batches of each segment, from the device.
 fn survey<D: Disk>(disk: &D, id: &WalId) -> Result<BTreeMap<u64, Segment>, OpenError> {
     let names = disk.list().map_err(IoFailure::of("list", "the data directory"))?;
     let mut numbers: Vec<u64> = names.iter().filter_map(|name| segment_number(name)).collect();
@@ -92,12 +93,10 @@ fn survey_segment<D: Disk>(disk: &D, id: &WalId, number: u64) -> Result<Segment,
     let file = segment_name(number);
     disk.drop_cache(&file).map_err(IoFailure::of("drop the cache of", &file))?;
     let len = disk.len(&file).map_err(IoFailure::of("read the size of", &file))?;
-    let mut bytes = vec![0; DATA_AT as usize];
-    let there = len.min(DATA_AT) as usize;
-    disk.read_at(&file, 0, &mut bytes[..there]).map_err(IoFailure::of("read", &file))?;
-
-    let head: &[u8; SEGMENT_HEADER] = bytes.first_chunk().expect("DATA_AT bytes, zeros past the file's end");
-    let header = match SegmentHeader::decode(head) {
+    let mut head = [0; SEGMENT_HEADER];
+    let there = len.min(SEGMENT_HEADER as u64) as usize;
+    disk.read_at(&file, 0, &mut head[..there]).map_err(IoFailure::of("read", &file))?;
+    let header = match SegmentHeader::decode(&head) {
         Head::Newer(version) => return Err(OpenError::NewerFormat { file, version, supported: format::VERSION }),
         Head::Ours(header) if header.id != *id => {
             return Err(OpenError::Foreign { file, theirs: header.id, ours: *id });
@@ -106,10 +105,7 @@ fn survey_segment<D: Disk>(disk: &D, id: &WalId, number: u64) -> Result<Segment,
         Head::Ours(header) => (header.segment == number).then_some(header),
         Head::None => None,
     };
-    let identifiers: Vec<Identifier> = (0..SLOTS)
-        .filter_map(|slot| Identifier::decode(&bytes[slot_at(BatchSeq(slot)) as usize..], id, number, slot))
-        .collect();
-    let seal = Seal::decode(&bytes[SEAL_AT as usize..], id, number);
+    let (identifiers, seal) = survey_trailer(disk, id, number, len, header.as_ref())?;
     let segment = Segment { number, len, header, identifiers, seal };
 
     let faulty = |sequence, fault| {
@@ -139,6 +135,25 @@ fn survey_segment<D: Disk>(disk: &D, id: &WalId, number: u64) -> Result<Segment,
         }
     }
     Ok(segment)
+}
+
+/// Reads what stands behind the batches. A header says where that is; without one, the size of the file, `len`.
+fn survey_trailer<D: Disk>(
+    disk: &D,
+    id: &WalId,
+    number: u64,
+    len: u64,
+    header: Option<&SegmentHeader>,
+) -> Result<(Vec<Identifier>, Option<Seal>), IoFailure> {
+    let size = header.map_or(len, |header| header.segment_bytes);
+    if !(AROUND..=len).contains(&size) {
+        return Ok((Vec::new(), None));
+    }
+    let file = segment_name(number);
+    let mut bytes = vec![0; TRAILER as usize];
+    disk.read_at(&file, seal_at(size), &mut bytes).map_err(IoFailure::of("read", &file))?;
+    let slot = |slot| Identifier::decode(&bytes[slot_at(0, BatchSeq(slot)) as usize..], id, number, slot);
+    Ok(((0..SLOTS).filter_map(slot).collect(), Seal::decode(&bytes, id, number)))
 }
 
 /// How many segments are in use: 1 to that number, without gaps, or the log is faulty.
@@ -204,7 +219,7 @@ impl<D: Disk> Scan<'_, D> {
             self.id,
             number,
             offset,
-            header.segment_bytes,
+            seal_at(header.segment_bytes),
             Some((next, &previous)),
             &mut self.found,
         )? {
@@ -287,7 +302,7 @@ struct ReadBatch {
     digest: Digest,
 }
 
-/// The batch at `offset` of a segment of `end` bytes, if it checks out and is the `expected` one.
+/// The batch at `offset` of a segment whose batches lie before `end`, if it checks out and is the `expected` one.
 fn read_batch<D: Disk>(
     disk: &D,
     id: &WalId,

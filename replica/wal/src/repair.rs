@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::error::IoFailure;
 use crate::format::{
-    self, BLOCK, DATA_AT, Digest, IDENTIFIER, SEAL, SEAL_AT, SEGMENT_HEADER, SLOTS, Seal, SegmentHeader, ZEROS,
+    self, BLOCK, DATA_AT, Digest, IDENTIFIER, SEAL, SEGMENT_HEADER, SLOTS, Seal, SegmentHeader, ZEROS, seal_at,
     segment_name, slot_at,
 };
 use crate::recover::Kept;
@@ -21,6 +21,8 @@ pub(crate) struct Tail {
     pub cursor: Cursor,
     /// Of the last segment.
     pub header: SegmentHeader,
+    /// Of the segment before it.
+    pub before: Option<SegmentHeader>,
     /// The last batches, oldest first.
     pub kept: VecDeque<Kept>,
 }
@@ -39,8 +41,8 @@ pub(crate) fn create<D: Disk>(
     }
     let (first, previous, segment_bytes) = (BatchSeq(1), Digest::default(), options.segment_bytes);
     let header = SegmentHeader { id: *id, segment: 1, first, segment_bytes, previous };
-    let cursor = Cursor { segment: 1, offset: DATA_AT, end: segment_bytes, next: first, previous };
-    settle(disk, id, &Tail { cursor, header, kept: VecDeque::new() })?;
+    let cursor = Cursor { segment: 1, offset: DATA_AT, end: seal_at(segment_bytes), next: first, previous };
+    settle(disk, id, &Tail { cursor, header, before: None, kept: VecDeque::new() })?;
     Ok((cursor, spares, Recovery { last: None, note: None, cut: None, created: true, segments: 1 }))
 }
 
@@ -72,12 +74,12 @@ pub(crate) fn settle<D: Disk>(disk: &D, id: &WalId, tail: &Tail) -> Result<Optio
         write_batch(disk, &name, kept)?;
         disk.sync(&name).map_err(IoFailure::of("sync", &name))?;
     }
-    if active > 1 {
+    if let Some(before) = tail.before {
         // The process may have stopped between the header and the seal.
-        let name = segment_name(active - 1);
-        let seal = Seal { segment: active - 1, next: tail.header.first, last: tail.header.previous }.encode(id);
+        let name = segment_name(before.segment);
+        let seal = Seal { segment: before.segment, next: tail.header.first, last: tail.header.previous }.encode(id);
         let block: [&[u8]; 2] = [&seal, &ZEROS[SEAL..]];
-        disk.write_at(&name, &[(SEAL_AT, &block)]).map_err(IoFailure::of("write", &name))?;
+        disk.write_at(&name, &[(seal_at(before.segment_bytes), &block)]).map_err(IoFailure::of("write", &name))?;
         disk.sync(&name).map_err(IoFailure::of("sync", &name))?;
     }
 
@@ -91,7 +93,7 @@ pub(crate) fn settle<D: Disk>(disk: &D, id: &WalId, tail: &Tail) -> Result<Optio
     for slot in 0..SLOTS {
         write_slot(disk, id, &name, tail, slot)?;
     }
-    disk.write_at(&name, &[(SEAL_AT, &[&ZEROS])]).map_err(IoFailure::of("write", &name))?;
+    disk.write_at(&name, &[(tail.cursor.end, &[&ZEROS])]).map_err(IoFailure::of("write", &name))?;
     let cut = zero_rest(disk, &name, &tail.cursor)?;
     disk.sync(&name).map_err(IoFailure::of("sync", &name))?;
     Ok(cut)
@@ -108,7 +110,7 @@ fn write_batch<D: Disk>(disk: &D, name: &str, kept: &Kept) -> Result<(), IoFailu
 fn write_slot<D: Disk>(disk: &D, id: &WalId, name: &str, tail: &Tail, slot: u64) -> Result<(), IoFailure> {
     let identifiers = tail.kept.iter().map(|kept| &kept.identifier);
     let here = identifiers.rev().find(|found| found.segment == tail.cursor.segment && found.seq.0 % SLOTS == slot);
-    let at = slot_at(BatchSeq(slot));
+    let at = slot_at(tail.cursor.end, BatchSeq(slot));
     let written = match here {
         Some(identifier) => {
             let head = identifier.encode(id);

@@ -8,14 +8,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::error::{OpenError, PrepareError};
-use crate::format::{self, BATCH, BLOCK, BatchHeader, DATA_AT, Digest, FRAME, Frame, Identifier, Seal, SegmentHeader};
+use crate::format::{
+    self, AROUND, BATCH, BLOCK, BatchHeader, DATA_AT, Digest, FRAME, Frame, Identifier, Seal, SegmentHeader,
+};
 use crate::{BatchSeq, Disk, Location, MAX_NOTE, Options, Reader, Record, RecoveredRecord, Recovery, WalId, Writer};
 
 /// Parts of a payload up to this size are copied next to their frame: cheaper than a slice of their own in the write.
 const COPY_UP_TO: usize = 512;
 
 /// Smallest segment: two blocks of batches.
-const MIN_SEGMENT: u64 = DATA_AT + 2 * BLOCK;
+const MIN_SEGMENT: u64 = AROUND + 2 * BLOCK;
 /// Largest segment: lengths within it fit into u32 with room to spare.
 const MAX_SEGMENT: u64 = 1 << 30;
 
@@ -25,7 +27,7 @@ pub(crate) struct Cursor {
     pub segment: u64,
     /// A block boundary in `DATA_AT ..= end`.
     pub offset: u64,
-    /// Size of the segment.
+    /// Where the room for batches ends: at the seal.
     pub end: u64,
     pub next: BatchSeq,
     /// Digest of the batch before.
@@ -151,14 +153,15 @@ impl<D: Disk> Wal<D> {
         let segment_bytes = self.options.segment_bytes;
         let header = SegmentHeader { id: self.id, segment: segment + 1, first: next, segment_bytes, previous };
         let seal = Seal { segment, next, last: previous };
-        self.cursor = Cursor { segment: segment + 1, offset: DATA_AT, end: segment_bytes, next, previous };
-        assert!(DATA_AT + bytes <= segment_bytes, "a batch of {bytes} bytes passed the check against {segment_bytes}");
+        let end = format::seal_at(segment_bytes);
+        self.cursor = Cursor { segment: segment + 1, offset: DATA_AT, end, next, previous };
+        assert!(DATA_AT + bytes <= end, "a batch of {bytes} bytes passed the check against {segment_bytes}");
         Some(Box::new(Opening { header: header.encode(), seal: seal.encode(&self.id) }))
     }
 
     /// What the records of one batch may take: payloads, and [`crate::RECORD_OVERHEAD`] for each. Does not count the note.
     pub fn max_batch_bytes(&self) -> u64 {
-        self.options.segment_bytes - DATA_AT - (BATCH + MAX_NOTE) as u64
+        self.options.segment_bytes - AROUND - (BATCH + MAX_NOTE) as u64
     }
 
     /// The sequence number that the next batch gets.
@@ -169,8 +172,7 @@ impl<D: Disk> Wal<D> {
     /// The end that writes, for the WAL thread. Panics if asked for twice: two writers would overwrite each other.
     pub fn writer(&self) -> Writer<D> {
         assert!(!self.writer_taken.swap(true, Ordering::Relaxed), "a log has one writer");
-        let Cursor { segment, next, .. } = self.opened_at;
-        Writer::new(Arc::clone(&self.disk), self.options, segment, next, self.spares.clone())
+        Writer::new(Arc::clone(&self.disk), self.options, self.opened_at, self.spares.clone())
     }
 
     /// An end that reads.

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::error::{CommitError, IoFailure};
-use crate::format::{self, BLOCK, IDENTIFIER, SEAL_AT, ZEROS, segment_name, slot_at};
-use crate::wal::{Opening, Prepared};
+use crate::format::{self, BLOCK, IDENTIFIER, ZEROS, seal_at, segment_name, slot_at};
+use crate::wal::{Cursor, Opening, Prepared};
 use crate::{BatchSeq, Disk, Options};
 
 /// The end of a log that the WAL thread holds.
@@ -19,6 +19,8 @@ pub struct Writer<D> {
     segment: u64,
     /// The file of that segment.
     name: String,
+    /// Where its seal is.
+    seal_at: u64,
     /// The batch that has to come next.
     next: BatchSeq,
     /// Segments above `segment` that exist with their full size.
@@ -28,8 +30,10 @@ pub struct Writer<D> {
 }
 
 impl<D: Disk> Writer<D> {
-    pub(crate) fn new(disk: Arc<D>, options: Options, segment: u64, next: BatchSeq, spares: BTreeSet<u64>) -> Self {
-        Writer { disk, options, segment, name: segment_name(segment), next, spares, poison: None }
+    /// `opened_at`: where the log ended when it was opened.
+    pub(crate) fn new(disk: Arc<D>, options: Options, opened_at: Cursor, spares: BTreeSet<u64>) -> Self {
+        let Cursor { segment, end: seal_at, next, .. } = opened_at;
+        Writer { disk, options, segment, name: segment_name(segment), seal_at, next, spares, poison: None }
     }
 
     /// Writes a batch and its identifier, and syncs them. Once it returns `Ok` the batch is durable.
@@ -81,8 +85,10 @@ impl<D: Disk> Writer<D> {
         }
         let slot_padding = &ZEROS[IDENTIFIER + identifier.note.len()..];
         let slot: [&[u8]; 3] = [&batch.identifier_head, &identifier.note, slot_padding];
-        // Data before identifier: if the process is killed between the two, the batch is torn and not faulty.
-        let parts: [(u64, &[&[u8]]); 2] = [(identifier.offset, &slices), (slot_at(identifier.seq), &slot)];
+        // Data before identifier: if the process is killed between the two, or the kernel starts to write back in between,
+        // the batch is torn and not faulty.
+        let slot_at = slot_at(self.seal_at, identifier.seq);
+        let parts: [(u64, &[&[u8]]); 2] = [(identifier.offset, &slices), (slot_at, &slot)];
         self.disk.write_at(&self.name, &parts).map_err(IoFailure::of("write", &self.name))?;
         self.disk.sync(&self.name).map_err(IoFailure::of("sync", &self.name))
     }
@@ -96,11 +102,12 @@ impl<D: Disk> Writer<D> {
         self.disk.write_at(&name, &[(0, &header)]).map_err(IoFailure::of("write", &name))?;
         self.disk.sync(&name).map_err(IoFailure::of("sync", &name))?;
         let seal: [&[u8]; 2] = [&opening.seal, &ZEROS[format::SEAL..BLOCK as usize]];
-        self.disk.write_at(&self.name, &[(SEAL_AT, &seal)]).map_err(IoFailure::of("write", &self.name))?;
+        self.disk.write_at(&self.name, &[(self.seal_at, &seal)]).map_err(IoFailure::of("write", &self.name))?;
         self.disk.sync(&self.name).map_err(IoFailure::of("sync", &self.name))?;
         self.spares.remove(&segment);
         self.segment = segment;
         self.name = name;
+        self.seal_at = seal_at(self.options.segment_bytes);
         Ok(())
     }
 

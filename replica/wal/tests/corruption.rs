@@ -6,7 +6,9 @@ mod common;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use common::{BLOCK, Batch, DATA_AT, ID, Image, MemDisk, SECTOR, batch, changed, log_of, open, open_err, open_with};
+use common::{
+    BLOCK, Batch, DATA_AT, ID, Image, MemDisk, SEAL_AT, SECTOR, batch, changed, log_of, open, open_err, open_with,
+};
 use lockstep_wal::{Fault, OpenError, WalId};
 use proptest::prelude::*;
 
@@ -140,7 +142,7 @@ fn last_segment_missing_is_faulty_since_its_first_batch() {
 fn seal_lost_is_written_anew() {
     let batches: Vec<Batch> = (1..=5).map(batch).collect();
     let image = log_of(&batches).killed();
-    let disk = changed(&image, "wal-000000000001.log", |file| file[5 * BLOCK..6 * BLOCK].fill(0));
+    let disk = changed(&image, "wal-000000000001.log", |file| file[SEAL_AT..SEAL_AT + BLOCK].fill(0));
     assert_eq!(open(&disk).unwrap().assert_prefix(&batches), 5);
     assert!(disk.power_cut(|_| false) == image);
 }
@@ -154,7 +156,10 @@ fn header_of_the_only_segment_damaged_is_faulty() {
         assert!(matches!(error, OpenError::Faulty { fault: Fault::SegmentHeader, .. }), "byte {at}: {error}");
     }
     // Without identifiers, the first batch alone says that there was a log.
-    let error = open_err(&changed(&image, name, |file| file[..DATA_AT].fill(0)));
+    let error = open_err(&changed(&image, name, |file| {
+        file[..DATA_AT].fill(0);
+        file[SEAL_AT..].fill(0);
+    }));
     assert!(matches!(error, OpenError::Faulty { fault: Fault::SegmentHeader, .. }), "{error}");
 }
 
@@ -162,13 +167,13 @@ fn header_of_the_only_segment_damaged_is_faulty() {
 fn batch_damaged_along_with_its_identifiers_is_known_by_the_next_segment() {
     let (_, image) = small_log();
     let disk = changed(&image, "wal-000000000001.log", |file| {
-        file[BLOCK..DATA_AT].fill(0);
+        file[SEAL_AT + BLOCK..].fill(0);
         file[DATA_AT + 3 * BLOCK + 150] ^= 1;
     });
     let error = open_err(&disk);
     assert!(
         error.to_string().starts_with(
-            "log batch 4 at byte 36864 of wal-000000000001.log is damaged: the log goes on with batch 5 in the next segment;"
+            "log batch 4 at byte 16384 of wal-000000000001.log is damaged: the log goes on with batch 5 in the next segment;"
         ),
         "{error}"
     );
@@ -182,7 +187,7 @@ fn last_batch_damaged_is_faulty_and_nothing_is_changed() {
     let error = open_err(&disk);
     assert_eq!(
         error.to_string(),
-        "log batch 6 at byte 28672 of wal-000000000002.log is damaged: the identifier of batch 6 proves that it was \
+        "log batch 6 at byte 8192 of wal-000000000002.log is damaged: the identifier of batch 6 proves that it was \
          written; this replica stops and its data is kept; replace the replica, or its volume (repair from peers is \
          not implemented yet)"
     );
@@ -194,7 +199,7 @@ fn last_batch_damaged_is_faulty_and_nothing_is_changed() {
 #[test]
 fn last_identifier_damaged_is_written_anew() {
     let (batches, image) = small_log();
-    let slot = BLOCK + 6 % 4 * BLOCK;
+    let slot = SEAL_AT + BLOCK + 6 % 4 * BLOCK;
     let disk = changed(&image, "wal-000000000002.log", |file| file[slot + 80] ^= 1);
     assert_eq!(open(&disk).unwrap().assert_prefix(&batches), 6);
     assert!(disk.killed() == image, "the identifier is back");
@@ -271,7 +276,7 @@ proptest! {
 
     #[test]
     fn log_damaged_in_many_places_opens_to_a_prefix_or_not_at_all(
-        damage in prop::collection::vec((0..3_usize, 0..DATA_AT + 4 * BLOCK, any::<u8>(), 1..9000_usize), 1..12)
+        damage in prop::collection::vec((0..3_usize, 0..SEAL_AT + 5 * BLOCK, any::<u8>(), 1..9000_usize), 1..12)
     ) {
         let (batches, image) = small_log();
         let mut image = image;

@@ -4,7 +4,9 @@
 mod common;
 
 use bytes::Bytes;
-use common::{BLOCK, Batch, DATA_AT, ID, MemDisk, SMALL, batch, log_of, open, open_with, records, sized_batch};
+use common::{
+    BLOCK, Batch, DATA_AT, ID, MemDisk, SMALL, TRAILER, batch, log_of, open, open_with, records, sized_batch,
+};
 use lockstep_wal::{MAX_NOTE, OpenError, Options, PrepareError, RECORD_OVERHEAD, Record, Wal};
 use proptest::prelude::*;
 
@@ -106,7 +108,7 @@ fn batch_prepared_but_not_committed_was_never_there() {
 fn segment_size_may_change_between_starts() {
     let disk = log_of(&[batch(1), batch(2)]);
     open(&disk).unwrap().writer.allocate_ahead().unwrap();
-    let larger = Options { segment_bytes: (DATA_AT + 16 * BLOCK) as u64 };
+    let larger = Options { segment_bytes: (DATA_AT + 16 * BLOCK + TRAILER) as u64 };
     let mut opened = open_with(&disk, ID, larger).unwrap();
     assert_eq!(disk.files().len(), 1, "the spare of the old size is gone");
     let mut written = vec![batch(1), batch(2)];

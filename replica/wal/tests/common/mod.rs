@@ -11,11 +11,16 @@ use lockstep_wal::{Disk, Location, OpenError, Options, Record, Recovery, Wal, Wa
 pub const BLOCK: usize = 4096;
 pub const SECTOR: usize = 512;
 /// Where batches begin in a segment.
-pub const DATA_AT: usize = 24_576;
+pub const DATA_AT: usize = BLOCK;
+/// What stands behind them: the seal and four identifier slots.
+pub const TRAILER: usize = 5 * BLOCK;
 pub const ID: WalId = WalId { service: [0x5e; 16], replica: [0x4e; 16] };
 
 /// Segments with room for four blocks.
-pub const SMALL: Options = Options { segment_bytes: (DATA_AT + 4 * BLOCK) as u64 };
+pub const SMALL: Options = Options { segment_bytes: (DATA_AT + 4 * BLOCK + TRAILER) as u64 };
+
+/// Where the seal is in a segment of the size [`SMALL`]; the slots follow.
+pub const SEAL_AT: usize = DATA_AT + 4 * BLOCK;
 
 pub type Image = BTreeMap<String, Arc<Vec<u8>>>;
 
@@ -83,6 +88,20 @@ impl MemDisk {
             }
         }
         image
+    }
+
+    /// What a power cut leaves behind if write-back goes up each file, and `sectors` of what is pending were written.
+    pub fn power_cut_up_the_file(&self, sectors: usize) -> Image {
+        let state = self.state();
+        let mut order: Vec<usize> = (0..state.pending.len()).collect();
+        order.sort_by_key(|index| (&state.pending[*index].0, state.pending[*index].1));
+        order.truncate(sectors);
+        drop(state);
+        self.power_cut(|index| order.contains(&index))
+    }
+
+    pub fn pending(&self) -> usize {
+        self.state().pending.len()
     }
 
     pub fn set_trouble(&self, trouble: Trouble) {
