@@ -38,6 +38,7 @@ enum Op {
     Sync { name: String },
     Create { name: String, len: u64 },
     Replace { name: String, contents: Vec<u8> },
+    Rename { from: String, to: String },
     Remove { name: String },
 }
 
@@ -51,14 +52,17 @@ pub struct Lost {
 }
 
 impl Op {
-    fn name(&self) -> &str {
-        match self {
+    /// The files that it changes.
+    fn names(&self) -> impl Iterator<Item = &String> {
+        let (name, other) = match self {
             Op::Write { name, .. }
             | Op::Sync { name }
             | Op::Create { name, .. }
             | Op::Replace { name, .. }
-            | Op::Remove { name } => name,
-        }
+            | Op::Remove { name } => (name, None),
+            Op::Rename { from, to } => (from, Some(to)),
+        };
+        std::iter::once(name).chain(other)
     }
 
     fn apply(&self, files: &mut BTreeMap<String, Vec<u8>>) {
@@ -74,6 +78,10 @@ impl Op {
             }
             Op::Replace { name, contents } => {
                 files.insert(name.clone(), contents.clone());
+            }
+            Op::Rename { from, to } => {
+                let file = files.remove(from).expect("a file that exists is renamed");
+                files.insert(to.clone(), file);
             }
             Op::Remove { name } => {
                 files.remove(name);
@@ -95,12 +103,23 @@ impl Layers {
             match &op {
                 Op::Write { .. } => unsynced.push(op),
                 Op::Sync { name } => {
-                    for write in unsynced.extract_if(.., |write| write.name() == name) {
+                    for write in unsynced.extract_if(.., |write| write.names().any(|of| of == name)) {
                         write.apply(&mut self.synced);
                     }
                 }
                 Op::Create { name, .. } | Op::Replace { name, .. } | Op::Remove { name } => {
-                    unsynced.retain(|write| write.name() != name);
+                    unsynced.retain(|write| write.names().all(|of| of != name));
+                    op.apply(&mut self.synced);
+                }
+                Op::Rename { from, to } => {
+                    unsynced.retain(|write| write.names().all(|of| of != to));
+                    for write in &mut unsynced {
+                        if let Op::Write { name, .. } = write
+                            && name == from
+                        {
+                            name.clone_from(to);
+                        }
+                    }
                     op.apply(&mut self.synced);
                 }
             }
@@ -117,7 +136,7 @@ impl Layers {
                 None => self.cache.remove(name),
             };
         }
-        for op in self.journal.iter().filter(|op| names.contains(op.name())) {
+        for op in self.journal.iter().filter(|op| op.names().any(|name| names.contains(name))) {
             op.apply(&mut self.cache);
         }
     }
@@ -140,7 +159,8 @@ impl SimDisk {
         let mut layers = self.layers();
         let keep = random.between(layers.returned as u64, layers.journal.len() as u64) as usize;
         let mut ops = std::mem::take(&mut layers.journal);
-        let names: BTreeSet<String> = ops.drain(keep..).map(|op| op.name().to_owned()).collect();
+        let names: BTreeSet<String> =
+            ops.drain(keep..).flat_map(|op| op.names().cloned().collect::<Vec<_>>()).collect();
         layers.settle(ops);
         layers.rebuild_cache(&names);
     }
@@ -149,7 +169,7 @@ impl SimDisk {
     pub fn cut_power(&self, random: &mut Random) -> Lost {
         let mut layers = self.layers();
         let mut ops = std::mem::take(&mut layers.journal);
-        let names: BTreeSet<String> = ops.iter().map(|op| op.name().to_owned()).collect();
+        let names: BTreeSet<String> = ops.iter().flat_map(Op::names).cloned().collect();
         let keep = if random.percent(25) { 0 } else { random.below(ops.len() as u64 + 1) as usize };
         let mut lost = Lost::default();
         let mut dropped = ops.split_off(keep);
@@ -253,6 +273,15 @@ impl Disk for SimDisk {
         Ok(())
     }
 
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut layers = self.layers();
+        if !layers.cache.contains_key(from) {
+            return Err(missing(from));
+        }
+        layers.run(Op::Rename { from: from.to_owned(), to: to.to_owned() });
+        Ok(())
+    }
+
     fn remove(&self, name: &str) -> io::Result<()> {
         let mut layers = self.layers();
         if !layers.cache.contains_key(name) {
@@ -294,6 +323,26 @@ mod tests {
         disk.kill(&mut Random::new(1));
         assert_eq!(read(&disk)[..1024], [2; 1024]);
         assert_eq!(read(&disk.synced_copy())[..1024], [1; 1024]);
+    }
+
+    #[test]
+    fn disk_power_cut_leaves_a_renamed_file_with_one_name() {
+        let (mut old, mut new) = (0, 0);
+        for seed in 0..50 {
+            let disk = disk();
+            disk.write_at("a", &[(0, &[&[2; 512]])]).unwrap();
+            disk.complete();
+            disk.rename("a", "b").unwrap();
+            assert_eq!(disk.list().unwrap(), ["b"]);
+            disk.cut_power(&mut Random::new(seed));
+            let names = disk.list().unwrap();
+            assert_eq!(names, disk.synced_copy().list().unwrap());
+            *(if names == ["a"] { &mut old } else { &mut new }) += 1;
+            let mut bytes = [0; 1024];
+            disk.read_at(&names[0], 0, &mut bytes).unwrap();
+            assert_eq!(bytes[512..], [1; 512]);
+        }
+        assert!(old > 0 && new > 0, "{old} {new}");
     }
 
     #[test]

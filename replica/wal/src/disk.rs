@@ -32,6 +32,9 @@ pub trait Disk: Send + Sync + 'static {
     /// the directory.
     fn replace(&self, name: &str, contents: &[u8]) -> io::Result<()>;
 
+    /// Gives a file another name, in place of what has that name, and syncs the directory: after a crash it has one of the two.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+
     /// Removes a file and syncs the directory.
     fn remove(&self, name: &str) -> io::Result<()>;
 

@@ -144,9 +144,16 @@ impl Disk for FileDisk {
         self.make(name, |file| file.write_all(contents))
     }
 
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        fs::rename(self.path(from), self.path(to))?;
+        self.forget(from);
+        self.forget(to);
+        self.sync_dir()
+    }
+
     fn remove(&self, name: &str) -> io::Result<()> {
-        self.forget(name);
         fs::remove_file(self.path(name))?;
+        self.forget(name);
         self.sync_dir()
     }
 

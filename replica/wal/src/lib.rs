@@ -2,12 +2,12 @@
 //!
 //! It knows bytes, never views or blocks. Its one promise: after [`Writer::commit`] returned, [`Wal::open`] either brings
 //! that batch back or refuses to open; it never opens to less, and never to something that was not written
-//! (PROTOCOL §8). Not here: what the records mean (crate `engine`), snapshots, cutting the log below a snapshot.
+//! (PROTOCOL §8). Not here: what the records mean (crate `engine`), snapshots, and so from where on the log is needed.
 //!
 //! | type | who holds it | what it does |
 //! |---|---|---|
 //! | [`Wal`] | engine thread | [`Wal::open`] recovers; [`Wal::prepare`] places, frames and chains a batch; no IO after `open` |
-//! | [`Writer`] | WAL thread | [`Writer::commit`]: one vectored write and one fdatasync per batch |
+//! | [`Writer`] | WAL thread | [`Writer::commit`]: one vectored write and one fdatasync per batch; [`Writer::cut`] |
 //! | [`Reader`] | anyone | [`Reader::read`]: one committed record, checked again |
 //! | [`Disk`], [`FileDisk`] | host | where the bytes go: a directory, or the simulator's disk |
 //!
@@ -73,8 +73,18 @@
 //!
 //! Three syncs in order: the new segment's header; the old one's seal; the batch. So a header proves that everything before
 //! it was durable, and a seal proves that the next segment must be there: a truncated or deleted last segment is faulty, not
-//! forgotten. Nothing in a log proves that the *first* segment was ever there: if [`Recovery::created`] is true and the
-//! replica has run before, its log is lost.
+//! forgotten.
+//!
+//! # Cutting the log from below
+//!
+//! [`Wal::cut_below`] decides which segments go, [`Writer::cut`] lets them go in its place among the commits: the lowest
+//! first, each in one operation that is durable before the next, so that what is left has no gap whenever the process stops.
+//! Never the segment of the last batch: the newest note is there. A segment of today's size gets a number that comes next and
+//! is used again ([`SPARES`] are kept), without being zero-filled: what is in it names its old number and counts for nothing.
+//!
+//! Nothing in a log proves which segments were before its lowest. [`Recovery::first_segment`] says where it begins: unless
+//! that is 1, records are missing, and the caller has to know that a snapshot covers them. If [`Recovery::created`] is true
+//! and the replica has run before, its log is lost.
 //!
 //! # Starting again
 //!
@@ -100,14 +110,17 @@ pub use disk::Disk;
 pub use error::{CommitError, DiskError, Fault, IoFailure, OpenError, PrepareError, ReadError};
 pub use file::FileDisk;
 pub use reader::Reader;
-pub use wal::{Prepared, Wal};
-pub use writer::Writer;
+pub use wal::{Cut, Prepared, Wal};
+pub use writer::{Freed, Writer};
 
 /// Bytes that a note may have at most.
 pub const MAX_NOTE: usize = 1024;
 
 /// Bytes of framing that each record costs within [`Wal::max_batch_bytes`].
 pub const RECORD_OVERHEAD: u64 = format::FRAME as u64;
+
+/// Segments that are kept ready behind the active one by [`Writer::cut`], at most. What is freed beyond them is removed.
+pub const SPARES: usize = 2;
 
 /// Whose log this is. Written into every segment header, batch, record digest, identifier and seal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,6 +197,11 @@ pub struct Location {
 }
 
 impl Location {
+    /// Number of the segment that the record is in: what [`Wal::cut_below`] takes. The first is 1.
+    pub fn segment(&self) -> u64 {
+        self.segment
+    }
+
     /// Bytes of the record's payload.
     pub fn bytes(&self) -> u32 {
         self.len
@@ -220,6 +238,9 @@ pub struct Recovery {
     pub cut: Option<TornTail>,
     /// There was no log, and an empty one was made. A replica that has run before has then lost its log.
     pub created: bool,
+    /// Number of the segment that the log begins with. Above 1 the log was cut, or lost its beginning: only the caller, who
+    /// asked for cuts, can tell which. There are no gaps above it.
+    pub first_segment: u64,
     /// Segments in use, 1 or more.
     pub segments: u64,
 }
@@ -242,6 +263,11 @@ impl fmt::Display for TornTail {
         let file = format::segment_name(self.segment);
         write!(f, "batch {} at byte {} of {file}, {} bytes, never synced", self.sequence, self.offset, self.bytes)
     }
+}
+
+/// Name of the file that holds a segment.
+pub fn segment_file(segment: u64) -> String {
+    format::segment_name(segment)
 }
 
 /// Whether a file of this name belongs to a log: for hosts that must not mistake a directory that lost something for a new one.

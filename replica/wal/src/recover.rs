@@ -39,27 +39,44 @@ struct Segment {
     seal: Option<Seal>,
 }
 
-/// See [`crate::Wal::open`]. Returns where the log ends, and the numbers of the spare segments.
+/// What [`recover`] hands to [`crate::Wal::open`].
+pub(crate) struct Recovered {
+    /// Where the log ends.
+    pub cursor: Cursor,
+    /// The segment of the last batch.
+    pub last_segment: Option<u64>,
+    /// Numbers of the spare segments.
+    pub spares: BTreeSet<u64>,
+    pub recovery: Recovery,
+}
+
+/// See [`crate::Wal::open`].
 pub(crate) fn recover<D: Disk>(
     disk: &D,
     id: &WalId,
     options: &Options,
     visit: &mut dyn FnMut(RecoveredRecord),
-) -> Result<(Cursor, BTreeSet<u64>, Recovery), OpenError> {
+) -> Result<Recovered, OpenError> {
     let mut segments = survey(disk, id)?;
-    let in_use = judge(&segments)?;
-    let spares = segments.split_off(&(in_use + 1)).into_values().map(|spare| (spare.number, spare.len)).collect();
-    if in_use == 0 {
+    let last_in_use = judge(&segments)?;
+    let spares = segments.split_off(&(last_in_use + 1)).into_values().map(|spare| (spare.number, spare.len)).collect();
+    let Some(first) = segments.values().next().and_then(|segment| segment.header) else {
         return Ok(repair::create(disk, id, options, spares)?);
-    }
+    };
 
     let mut scan = Scan { disk, id, segments: &segments, kept: VecDeque::new(), found: Vec::new() };
-    let mut at = (BatchSeq(1), Digest::default());
+    // Below a cut there is nothing to compare with: its own header says how the log went on there.
+    let mut at = if first.segment == 1 { (BatchSeq(1), Digest::default()) } else { (first.first, first.previous) };
     let mut offset = DATA_AT;
     for segment in segments.values() {
         (at, offset) = scan.segment(segment, at, visit)?;
     }
     let (next, previous) = at;
+    if first.segment > 1 && scan.kept.is_empty() {
+        // A cut leaves the last batch: this one took it along.
+        let sequence = BatchSeq(first.first.0.saturating_sub(1).max(1));
+        return Err(scan.faulty(first.segment - 1, 0, sequence, Fault::SegmentMissing));
+    }
     let active = segments.last_key_value().and_then(|(_, segment)| segment.header).expect("judged to be in use");
     let cursor = Cursor { segment: active.segment, offset, end: seal_at(active.segment_bytes), next, previous };
     let before = segments.get(&(active.segment - 1)).and_then(|segment| segment.header);
@@ -72,9 +89,10 @@ pub(crate) fn recover<D: Disk>(
         note: last.map(|kept| kept.identifier.note.clone()),
         cut,
         created: false,
-        segments: in_use,
+        first_segment: first.segment,
+        segments: segments.len() as u64,
     };
-    Ok((cursor, spares, recovery))
+    Ok(Recovered { cursor, last_segment: last.map(|kept| kept.identifier.segment), spares, recovery })
 }
 
 /// Reads what stands around the batches of each segment, from the device.
@@ -156,13 +174,15 @@ fn survey_trailer<D: Disk>(
     Ok(((0..SLOTS).filter_map(slot).collect(), Seal::decode(&bytes, id, number)))
 }
 
-/// How many segments are in use: 1 to that number, without gaps, or the log is faulty.
+/// The last segment in use, or 0: all up to it are in use, from the lowest that is there, without gaps, or the log is faulty.
 fn judge(segments: &BTreeMap<u64, Segment>) -> Result<u64, OpenError> {
     let Some((last, _)) = segments.iter().rfind(|(_, segment)| segment.header.is_some()) else { return Ok(0) };
     let newest = segments.values().flat_map(|segment| &segment.identifiers).max_by_key(|identifier| identifier.seq);
     let note = newest.map(|identifier| identifier.note.clone());
     let mut sequence = BatchSeq(1);
-    for number in 1..=*last {
+    // Spares have higher numbers than what is in use: a file below that has no header was robbed of it.
+    let first = segments.first_key_value().map_or(1, |(first, _)| *first);
+    for number in first..=*last {
         let fault = match segments.get(&number) {
             Some(Segment { header: Some(header), seal, .. }) => {
                 // Of use only if the next segment turns out not to be there.

@@ -9,7 +9,7 @@ use crate::format::{
     self, BLOCK, DATA_AT, Digest, IDENTIFIER, SEAL, SEGMENT_HEADER, SLOTS, Seal, SegmentHeader, ZEROS, seal_at,
     segment_name, slot_at,
 };
-use crate::recover::Kept;
+use crate::recover::{Kept, Recovered};
 use crate::wal::Cursor;
 use crate::{BatchSeq, Disk, Options, Recovery, TornTail, WalId};
 
@@ -33,7 +33,7 @@ pub(crate) fn create<D: Disk>(
     id: &WalId,
     options: &Options,
     found: BTreeMap<u64, u64>,
-) -> Result<(Cursor, BTreeSet<u64>, Recovery), IoFailure> {
+) -> Result<Recovered, IoFailure> {
     let mut spares = spares(disk, options, found)?;
     let name = segment_name(1);
     if !spares.remove(&1) {
@@ -43,7 +43,8 @@ pub(crate) fn create<D: Disk>(
     let header = SegmentHeader { id: *id, segment: 1, first, segment_bytes, previous };
     let cursor = Cursor { segment: 1, offset: DATA_AT, end: seal_at(segment_bytes), next: first, previous };
     settle(disk, id, &Tail { cursor, header, before: None, kept: VecDeque::new() })?;
-    Ok((cursor, spares, Recovery { last: None, note: None, cut: None, created: true, segments: 1 }))
+    let recovery = Recovery { last: None, note: None, cut: None, created: true, first_segment: 1, segments: 1 };
+    Ok(Recovered { cursor, last_segment: None, spares, recovery })
 }
 
 /// Of the segments never begun, keeps those that can be used as they are. `found`: number and size.

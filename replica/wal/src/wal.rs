@@ -11,6 +11,7 @@ use crate::error::{OpenError, PrepareError};
 use crate::format::{
     self, AROUND, BATCH, BLOCK, BatchHeader, DATA_AT, Digest, FRAME, Frame, Identifier, Seal, SegmentHeader,
 };
+use crate::recover::Recovered;
 use crate::{BatchSeq, Disk, Location, MAX_NOTE, Options, Reader, Record, RecoveredRecord, Recovery, WalId, Writer};
 
 /// Parts of a payload up to this size are copied next to their frame: cheaper than a slice of their own in the write.
@@ -45,7 +46,12 @@ pub struct Wal<D> {
     cursor: Cursor,
     /// Where the log ended when it was opened: the writer begins there, however much was prepared since.
     opened_at: Cursor,
-    spares: BTreeSet<u64>,
+    /// The lowest segment that no cut was asked for.
+    first_segment: u64,
+    /// The segment of the last batch, prepared or recovered: never cut.
+    last_segment: Option<u64>,
+    /// The lowest segment, and the spare ones, when the log was opened.
+    opened_with: (u64, BTreeSet<u64>),
     writer_taken: AtomicBool,
 }
 
@@ -63,9 +69,20 @@ impl<D: Disk> Wal<D> {
         if !valid_segment_bytes(options.segment_bytes) {
             return Err(OpenError::SegmentBytes { segment_bytes: options.segment_bytes });
         }
-        let (cursor, spares, recovery) = crate::recover::recover(&*disk, &id, &options, visit)?;
-        let writer_taken = AtomicBool::new(false);
-        Ok((Wal { disk, id, options, cursor, opened_at: cursor, spares, writer_taken }, recovery))
+        let Recovered { cursor, last_segment, spares, recovery } =
+            crate::recover::recover(&*disk, &id, &options, visit)?;
+        let wal = Wal {
+            disk,
+            id,
+            options,
+            cursor,
+            opened_at: cursor,
+            first_segment: recovery.first_segment,
+            last_segment,
+            opened_with: (recovery.first_segment, spares),
+            writer_taken: AtomicBool::new(false),
+        };
+        Ok((wal, recovery))
     }
 
     /// Gives the next sequence number and a place to a batch, and computes its bytes. No IO; nothing is durable yet.
@@ -138,6 +155,7 @@ impl<D: Disk> Wal<D> {
         let digest = *hasher.finalize().as_bytes();
         format::set_batch_digest(&mut header, &digest);
         let identifier = Identifier { seq, segment, offset, len: batch.len, digest, note };
+        self.last_segment = Some(segment);
         let head = identifier.encode(&self.id);
         self.cursor =
             Cursor { offset: offset + format::padded(len), next: BatchSeq(seq.0 + 1), previous: digest, ..self.cursor };
@@ -159,6 +177,25 @@ impl<D: Disk> Wal<D> {
         Some(Box::new(Opening { header: header.encode(), seal: seal.encode(&self.id) }))
     }
 
+    /// Says that records before `segment` (of [`Location::segment`]) are needed no more. `None` if there is nothing to cut.
+    ///
+    /// The cut goes to [`Writer::cut`] after the batches that were prepared before it, in the same queue. No record before
+    /// `segment` may be read any more from now on. Whatever is asked for, the segment of the last batch prepared stays, with
+    /// all behind it: so does the newest note. No IO; until the writer is done, a start finds what was cut, or a part of it.
+    pub fn cut_below(&mut self, segment: u64) -> Option<Cut> {
+        let below = segment.min(self.last_segment?);
+        if below <= self.first_segment {
+            return None;
+        }
+        self.first_segment = below;
+        Some(Cut { below })
+    }
+
+    /// Number of the lowest segment that holds records: what was cut is not counted, even if the writer is not done yet.
+    pub fn first_segment(&self) -> u64 {
+        self.first_segment
+    }
+
     /// What the records of one batch may take: payloads, and [`crate::RECORD_OVERHEAD`] for each. Does not count the note.
     pub fn max_batch_bytes(&self) -> u64 {
         self.options.segment_bytes - AROUND - (BATCH + MAX_NOTE) as u64
@@ -172,7 +209,8 @@ impl<D: Disk> Wal<D> {
     /// The end that writes, for the WAL thread. Panics if asked for twice: two writers would overwrite each other.
     pub fn writer(&self) -> Writer<D> {
         assert!(!self.writer_taken.swap(true, Ordering::Relaxed), "a log has one writer");
-        Writer::new(Arc::clone(&self.disk), self.options, self.opened_at, self.spares.clone())
+        let (first_segment, spares) = self.opened_with.clone();
+        Writer::new(Arc::clone(&self.disk), self.options, self.opened_at, first_segment, spares)
     }
 
     /// An end that reads.
@@ -184,6 +222,20 @@ impl<D: Disk> Wal<D> {
 /// Whether segments may have this size.
 pub(crate) fn valid_segment_bytes(bytes: u64) -> bool {
     (MIN_SEGMENT..=MAX_SEGMENT).contains(&bytes) && bytes.is_multiple_of(BLOCK)
+}
+
+/// Segments to let go, ready for [`Writer::cut`].
+#[derive(Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// The lowest segment that stays.
+    pub(crate) below: u64,
+}
+
+impl Cut {
+    /// Number of the lowest segment that stays.
+    pub fn first_kept(&self) -> u64 {
+        self.below
+    }
 }
 
 /// A batch with its place and its bytes, ready for [`Writer::commit`].

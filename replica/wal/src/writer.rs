@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use crate::error::{CommitError, IoFailure};
 use crate::format::{self, BLOCK, IDENTIFIER, ZEROS, seal_at, segment_name, slot_at};
-use crate::wal::{Cursor, Opening, Prepared};
-use crate::{BatchSeq, Disk, Options};
+use crate::wal::{Cursor, Cut, Opening, Prepared};
+use crate::{BatchSeq, Disk, Options, SPARES};
 
 /// The end of a log that the WAL thread holds.
 ///
@@ -15,6 +15,8 @@ use crate::{BatchSeq, Disk, Options};
 pub struct Writer<D> {
     disk: Arc<D>,
     options: Options,
+    /// The lowest segment.
+    first: u64,
     /// The segment that the last batch went to.
     segment: u64,
     /// The file of that segment.
@@ -31,9 +33,9 @@ pub struct Writer<D> {
 
 impl<D: Disk> Writer<D> {
     /// `opened_at`: where the log ended when it was opened.
-    pub(crate) fn new(disk: Arc<D>, options: Options, opened_at: Cursor, spares: BTreeSet<u64>) -> Self {
+    pub(crate) fn new(disk: Arc<D>, options: Options, opened_at: Cursor, first: u64, spares: BTreeSet<u64>) -> Self {
         let Cursor { segment, end: seal_at, next, .. } = opened_at;
-        Writer { disk, options, segment, name: segment_name(segment), seal_at, next, spares, poison: None }
+        Writer { disk, options, first, segment, name: segment_name(segment), seal_at, next, spares, poison: None }
     }
 
     /// Writes a batch and its identifier, and syncs them. Once it returns `Ok` the batch is durable.
@@ -63,6 +65,40 @@ impl<D: Disk> Writer<D> {
             Err(failure) if failure.is_no_space() => Err(failure.into()),
             Err(failure) => Err(self.poison(failure)),
         }
+    }
+
+    /// Lets segments go: the first [`SPARES`] of the right size are used again, the others removed. Twice is as good as once.
+    ///
+    /// After a failure the writer is poisoned, and the log begins with whichever segment the next start finds. Panics if a
+    /// batch that was prepared before the cut is not committed: the cut could take the newest note along.
+    pub fn cut(&mut self, cut: &Cut) -> Result<Freed, CommitError> {
+        self.check_poison()?;
+        assert!(cut.below <= self.segment, "cut below segment {} while writing segment {}", cut.below, self.segment);
+        let mut freed = Freed { recycled: 0, removed: 0 };
+        while self.first < cut.below {
+            if let Err(failure) = self.free(self.first, &mut freed) {
+                return Err(self.poison(failure));
+            }
+            self.first += 1;
+        }
+        Ok(freed)
+    }
+
+    /// One operation, durable when it returns: no start finds a gap.
+    fn free(&mut self, segment: u64, freed: &mut Freed) -> Result<(), IoFailure> {
+        let name = segment_name(segment);
+        let fits = self.spares.len() < SPARES
+            && self.disk.len(&name).map_err(IoFailure::of("read the size of", &name))? == self.options.segment_bytes;
+        if fits {
+            let number = self.spares.last().copied().unwrap_or(self.segment) + 1;
+            self.disk.rename(&name, &segment_name(number)).map_err(IoFailure::of("rename", &name))?;
+            self.spares.insert(number);
+            freed.recycled += 1;
+        } else {
+            self.disk.remove(&name).map_err(IoFailure::of("remove", &name))?;
+            freed.removed += 1;
+        }
+        Ok(())
     }
 
     fn try_commit(&mut self, batch: &Prepared) -> Result<(), IoFailure> {
@@ -136,4 +172,13 @@ impl<D: Disk> Writer<D> {
         self.poison = Some(failure.to_string());
         failure.into()
     }
+}
+
+/// What became of the segments that a cut let go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Freed {
+    /// Segments that will be used again.
+    pub recycled: u64,
+    /// Segments whose files are gone.
+    pub removed: u64,
 }

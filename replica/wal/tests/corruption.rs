@@ -113,14 +113,37 @@ fn any_sector_lost_or_misplaced_opens_to_all_of_it_or_not_at_all() {
 }
 
 #[test]
-fn any_segment_missing_is_faulty() {
-    let (_, image) = small_log();
-    for name in ["wal-000000000001.log", "wal-000000000002.log"] {
+fn segment_missing_above_the_first_is_faulty() {
+    let image = log_of(&(1..=9).map(batch).collect::<Vec<_>>()).killed();
+    assert_eq!(image.len(), 3);
+    for (number, name) in [(2, "wal-000000000002.log"), (3, "wal-000000000003.log")] {
         let mut image = image.clone();
         image.remove(name);
         let error = open_err(&MemDisk::of(image));
-        assert!(matches!(error, OpenError::Faulty { fault: Fault::SegmentMissing, .. }), "{name}: {error}");
+        assert!(
+            matches!(error, OpenError::Faulty { segment, fault: Fault::SegmentMissing, .. } if segment == number),
+            "{name}: {error}"
+        );
     }
+}
+
+#[test]
+fn first_segment_missing_is_reported_as_where_the_log_begins() {
+    let (batches, mut image) = small_log();
+    image.remove("wal-000000000001.log");
+    let opened = open(&MemDisk::of(image)).unwrap();
+    assert_eq!((opened.recovery.first_segment, opened.recovery.segments), (2, 1));
+    assert!(!opened.recovery.created);
+    assert_eq!(opened.assert_prefix_without(&batches, 4), 6);
+}
+
+#[test]
+fn segment_below_all_others_without_its_header_is_faulty() {
+    let (_, image) = small_log();
+    // Nothing in it checks out: only that it is there says that it was in use.
+    let disk = changed(&image, "wal-000000000001.log", |file| file.fill(0));
+    let error = open_err(&disk);
+    assert!(matches!(error, OpenError::Faulty { segment: 1, fault: Fault::SegmentHeader, .. }), "{error}");
 }
 
 #[test]

@@ -36,6 +36,8 @@ pub enum Trouble {
     FailedSync,
     /// Writes fail with this error number.
     Writes(i32),
+    /// Renames fail with this error number.
+    Renames(i32),
 }
 
 /// Files as reads see them, as a power cut would leave them, and the sectors in between.
@@ -223,6 +225,22 @@ impl Disk for MemDisk {
         Ok(())
     }
 
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut state = self.state();
+        if let Trouble::Renames(error) = state.trouble {
+            return Err(io::Error::from_raw_os_error(error));
+        }
+        state.spend()?;
+        let State { cache, durable, pending, .. } = &mut *state;
+        for files in [cache, durable] {
+            let file = files.remove(from).ok_or(io::ErrorKind::NotFound)?;
+            files.insert(to.to_owned(), file);
+        }
+        pending.retain(|(file, _, _)| file != to);
+        pending.iter_mut().filter(|(file, _, _)| file == from).for_each(|(file, _, _)| *file = to.to_owned());
+        Ok(())
+    }
+
     fn remove(&self, name: &str) -> io::Result<()> {
         let mut state = self.state();
         state.spend()?;
@@ -306,10 +324,17 @@ impl<D: Disk> Opened<D> {
 
     /// Asserts that the log holds exactly the first batches of `written`; returns how many.
     pub fn assert_prefix(&self, written: &[Batch]) -> usize {
+        assert_eq!(self.recovery.first_segment, 1);
+        self.assert_prefix_without(written, 0)
+    }
+
+    /// Asserts that the log holds exactly the first batches of `written` but for `cut` ones; returns how many, with those.
+    pub fn assert_prefix_without(&self, written: &[Batch], cut: usize) -> usize {
         let count = self.recovery.last.map_or(0, |seq| seq.get() as usize);
         assert!(count <= written.len(), "{count} batches, of {} written", written.len());
         let mut expected = Vec::new();
-        for (index, batch) in written[..count].iter().enumerate() {
+        assert!(cut == 0 || count > cut, "{count} batches, {cut} of them cut: a cut leaves the last one");
+        for (index, batch) in written[..count].iter().enumerate().skip(cut) {
             expected.extend(batch.records.iter().map(|(kind, bytes)| (index as u64 + 1, *kind, bytes.clone())));
         }
         assert!(self.records == expected, "records differ from what was written");
