@@ -247,7 +247,7 @@ impl Process {
         };
         let peers = Arc::new(peers);
         let wal = lockstep_wal::Options { segment_bytes: self.args.segment_bytes };
-        let options = EngineOptions { rules: self.args.rules(), wal };
+        let options = EngineOptions { rules: self.args.rules(), wal, ..EngineOptions::default() };
         let (disk, copy, clock) = (Arc::clone(&self.disk), identity.clone(), self.clock);
         let (others, metrics, max_queued_bytes) =
             (Arc::clone(&peers), Arc::clone(&self.metrics), self.args.max_queued_bytes);

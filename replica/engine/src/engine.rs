@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use lockstep_consensus::{Effects, Envelope, Input, Message, Moment, Options, RecordSeq, Replica, RoleName, Serve};
 use lockstep_machine::{Executor, MachineError};
+use lockstep_types::block::HEADER_BYTES;
+use lockstep_types::limits::BLOCK_BYTES_MAX;
 use lockstep_types::{BlockRef, Digest, Epoch, Height, LogTime, ReplicaId, Slot, View, block};
-use lockstep_wal::{BatchSeq, Disk, Prepared, Writer};
+use lockstep_wal::{BatchSeq, Disk, Prepared, RECORD_OVERHEAD, Writer};
 use thiserror::Error;
 
 use crate::identity::Identity;
@@ -23,12 +25,34 @@ const APPLY_BLOCKS: usize = 256;
 const APPLY_BYTES: usize = 8 << 20;
 
 /// How an engine runs.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct EngineOptions {
     /// Times and bounds of the rules.
     pub rules: Options,
-    /// Sizes of the log's files.
+    /// Sizes of the log's files. A batch must hold the largest block.
     pub wal: lockstep_wal::Options,
+    /// Bytes that the commands of one block take at most, with their lengths: [`BLOCK_BYTES_MAX`]. Less, the same in all
+    /// replicas, only where no command comes near it: in simulations, whose segments are small.
+    pub block_bytes: usize,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        EngineOptions { rules: Options::default(), wal: lockstep_wal::Options::default(), block_bytes: BLOCK_BYTES_MAX }
+    }
+}
+
+impl EngineOptions {
+    /// Whether any block can be written.
+    fn check(&self) -> Result<(), StartError> {
+        let block = (HEADER_BYTES + self.block_bytes) as u64 + RECORD_OVERHEAD;
+        let batch = self.wal.max_batch_bytes();
+        if block > batch {
+            let least = lockstep_wal::Options::least_segment_bytes(block);
+            return Err(StartError::SegmentBytes { segment: self.wal.segment_bytes, batch, block, least });
+        }
+        Ok(())
+    }
 }
 
 /// Why a replica cannot start.
@@ -39,6 +63,21 @@ pub enum StartError {
     NoVoter {
         /// The replica.
         replica: ReplicaId,
+    },
+    /// The largest block would not fit into a segment of its log.
+    #[error(
+        "log segments of {segment} bytes hold batches of {batch} bytes, and the largest block takes {block}; \
+         choose segments of {least} bytes or more"
+    )]
+    SegmentBytes {
+        /// Bytes of a segment, as asked for.
+        segment: u64,
+        /// Bytes of records that a batch then has at most.
+        batch: u64,
+        /// Bytes of the largest block as a record.
+        block: u64,
+        /// Bytes of the smallest segment that will do.
+        least: u64,
     },
     /// Its log refuses.
     #[error(transparent)]
@@ -138,14 +177,17 @@ pub struct Engine<D: Disk> {
     pub(crate) out: Output,
     election: u64,
     window: u64,
+    pub(crate) block_bytes: usize,
 }
 
 impl<D: Disk> Engine<D> {
     /// Starts from what the disk holds.
     ///
     /// # Errors
-    /// A genesis that is missing or does not name this replica, a log or a machine that refuses.
+    /// Segments too small for the largest block, a genesis that is missing or does not name this replica, a log or a machine
+    /// that refuses.
     pub fn start(disk: Arc<D>, identity: &Identity, options: EngineOptions, now: Moment) -> Result<Self, StartError> {
+        options.check()?;
         let no_voter = StartError::NoVoter { replica: identity.replica };
         let Some(genesis) = &identity.genesis else { return Err(no_voter) };
         let config = genesis.configuration();
@@ -153,7 +195,7 @@ impl<D: Disk> Engine<D> {
         let executor = Executor::new(genesis)?;
         let (log, recovered) = Log::open(Arc::clone(&disk), genesis, identity.replica, options.wal)?;
         identity.note_log(&*disk)?;
-        let (election, window) = (options.rules.election, options.rules.window);
+        let (election, window, block_bytes) = (options.rules.election, options.rules.window, options.block_bytes);
         let core = Replica::start(genesis.service, config, me, options.rules, recovered, now);
         Ok(Engine {
             core,
@@ -167,6 +209,7 @@ impl<D: Disk> Engine<D> {
             out: Output::default(),
             election,
             window,
+            block_bytes,
         })
     }
 

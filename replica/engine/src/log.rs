@@ -24,6 +24,15 @@ pub enum LogError {
     /// The write-ahead log refuses.
     #[error(transparent)]
     Wal(#[from] lockstep_wal::OpenError),
+    /// The log does not begin with its first segment, and nothing else holds what was before.
+    #[error(
+        "log begins with {file}, and the segments before it are missing; the replica stops and keeps its data: \
+         put them back, or give this replica an empty directory so that it joins as a new one"
+    )]
+    Beginning {
+        /// The lowest segment's file.
+        file: String,
+    },
     /// A record that the log vouches for makes no sense.
     #[error(
         "log record {record} is not what this release writes: {why}; the replica stops and keeps its data: \
@@ -89,6 +98,9 @@ impl<D: Disk> Log<D> {
                 wrong = Some(LogError::Record { record: count, why });
             }
         })?;
+        if recovery.first_segment > 1 {
+            return Err(LogError::Beginning { file: lockstep_wal::segment_file(recovery.first_segment) });
+        }
         if let Some(error) = wrong {
             return Err(error);
         }
@@ -177,7 +189,10 @@ impl<D: Disk> Log<D> {
             }
             records.push(encode(record));
         }
-        let (prepared, locations) = self.wal.prepare(records, self.note.encode()).expect("batches are bounded above");
+        let (prepared, locations) = self
+            .wal
+            .prepare(records, self.note.encode())
+            .expect("the largest block fits, by the check at the start, and the rest is bounded above");
         for (block, location) in blocks.into_iter().zip(locations) {
             // A block replaced while it waited is written all the same; its place belongs to another by now.
             let Some(block) = block else { continue };

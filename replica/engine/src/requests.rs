@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use lockstep_consensus::{Input, Moment, ReadId, ReadOutcome, RoleName};
-use lockstep_types::limits::{BLOCK_BYTES_MAX, BLOCK_COMMANDS_MAX, REQUEST_BYTES_MAX};
+use lockstep_types::limits::{BLOCK_COMMANDS_MAX, REQUEST_BYTES_MAX};
 use lockstep_types::{Digest, Height, Outcome, Slot};
 use lockstep_wal::Disk;
 
@@ -325,7 +325,7 @@ impl<D: Disk> Engine<D> {
             let mut origins = Vec::new();
             while let Some((_, command)) = self.requests.queue.front() {
                 size += 4 + command.len();
-                if !commands.is_empty() && (size > BLOCK_BYTES_MAX || commands.len() == BLOCK_COMMANDS_MAX) {
+                if !commands.is_empty() && (size > self.block_bytes || commands.len() == BLOCK_COMMANDS_MAX) {
                     break;
                 }
                 let (origin, command) = self.requests.queue.pop_front().expect("just looked at");

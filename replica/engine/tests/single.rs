@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use lockstep_consensus::Moment;
-use lockstep_engine::{Answer, Engine, EngineOptions, Event, Identity, Operation, Refusal, Token};
+use lockstep_engine::{Answer, Engine, EngineOptions, Event, Identity, Operation, Refusal, StartError, Token};
 use lockstep_types::kv::{KvReply, KvRequest};
 use lockstep_types::{Command, FaultModel, Genesis, LogTime, Outcome, ServiceId};
 use lockstep_wal::{FileDisk, Writer};
@@ -18,6 +19,10 @@ struct Host {
 
 impl Host {
     fn start(folder: &Path) -> Host {
+        Host::start_with(folder, EngineOptions::default()).unwrap()
+    }
+
+    fn start_with(folder: &Path, options: EngineOptions) -> Result<Host, StartError> {
         let disk = Arc::new(FileDisk::open(folder).unwrap());
         let mut identity = Identity::start(&*disk, [1; 16]).unwrap();
         let genesis = Genesis {
@@ -30,9 +35,9 @@ impl Host {
         };
         identity.adopt(genesis, &*disk).unwrap();
         let now = Moment::from_micros(0);
-        let mut engine = Engine::start(disk, &identity, EngineOptions::default(), now).unwrap();
+        let mut engine = Engine::start(disk, &identity, options, now)?;
         let writer = engine.take_writer();
-        Host { engine, writer, now, tokens: 0 }
+        Ok(Host { engine, writer, now, tokens: 0 })
     }
 
     /// Runs until this request is answered.
@@ -56,8 +61,8 @@ impl Host {
         panic!("no answer");
     }
 
-    fn put(&mut self, key: &'static [u8], value: &'static [u8]) -> KvReply {
-        let body = KvRequest::Put { key: key.into(), value: value.into() }.encode();
+    fn put(&mut self, key: &'static [u8], value: &[u8]) -> KvReply {
+        let body = KvRequest::Put { key: key.into(), value: Bytes::copy_from_slice(value) }.encode();
         match self.ask(Operation::Command(Command::Plain { body }.encode())) {
             Answer::Outcome(Outcome::Replied { reply }) => KvReply::decode(reply).unwrap(),
             other => panic!("unexpected answer {other:?}"),
@@ -86,6 +91,45 @@ fn single_voter_writes_reads_and_finds_its_data_after_a_restart() {
     assert_eq!((&found.value[..], found.version), (&b"2"[..], 2));
     assert_ne!(host.engine.status(host.now).digest, digest, "a new view's no-op is part of the history");
     assert_eq!(host.put(b"a", b"3"), KvReply::Written { version: 3 });
+}
+
+#[test]
+fn segments_too_small_for_the_largest_block_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let with =
+        |segment_bytes| EngineOptions { wal: lockstep_wal::Options { segment_bytes }, ..EngineOptions::default() };
+    let error = Host::start_with(folder.path(), with(2 << 20)).map(|_| ()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "log segments of 2097152 bytes hold batches of 2071408 bytes, and the largest block takes 2097318; \
+         choose segments of 2125824 bytes or more"
+    );
+    let error = Host::start_with(folder.path(), with(2_125_824 - 4096)).map(|_| ()).unwrap_err();
+    assert!(matches!(error, StartError::SegmentBytes { least: 2_125_824, .. }), "{error}");
+    assert!(Host::start_with(folder.path(), with(4096)).is_err_and(|error| error.to_string().contains("2125824")));
+    // What the error says will do does, also for the largest request.
+    let mut host = Host::start_with(folder.path(), with(2_125_824)).unwrap();
+    let value = vec![7; lockstep_types::limits::REQUEST_BYTES_MAX - 100];
+    assert_eq!(host.put(b"large", &value), KvReply::Written { version: 1 });
+}
+
+#[test]
+fn log_without_its_first_segment_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = EngineOptions { wal: lockstep_wal::Options { segment_bytes: 4 << 20 }, ..EngineOptions::default() };
+    let mut host = Host::start_with(folder.path(), options.clone()).unwrap();
+    for version in 1..=6 {
+        assert_eq!(host.put(b"a", &[7; 1 << 19]), KvReply::Written { version });
+        assert_eq!(host.put(b"b", &[7; 1 << 19]), KvReply::Written { version });
+    }
+    drop(host);
+    std::fs::remove_file(folder.path().join("wal-000000000001.log")).unwrap();
+    let error = Host::start_with(folder.path(), options).map(|_| ()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "log begins with wal-000000000002.log, and the segments before it are missing; the replica stops and keeps its \
+         data: put them back, or give this replica an empty directory so that it joins as a new one"
+    );
 }
 
 #[test]

@@ -27,6 +27,9 @@ use crate::random::Random;
 use crate::trace::Trace;
 use crate::{Micros, SECOND};
 
+/// Bytes of one block: far more than the clients' requests fill, and less than the smallest segment holds.
+const BLOCK_BYTES: usize = 256 << 10;
+
 /// Events at one moment after which time is taken to stand still.
 const EVENTS_AT_ONCE_MAX: u64 = 200_000;
 
@@ -621,6 +624,7 @@ impl World {
         let options = EngineOptions {
             rules: self.plan.rules.clone(),
             wal: lockstep_wal::Options { segment_bytes: self.plan.segment_bytes },
+            block_bytes: BLOCK_BYTES,
         };
         let engine = Engine::start(Arc::clone(&host.disk), &identity, options, now)
             .map_err(|error| refused(error.to_string()))?;

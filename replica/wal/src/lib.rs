@@ -154,6 +154,18 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// What the records of one batch may take: payloads, and [`RECORD_OVERHEAD`] for each. Does not count the note.
+    pub fn max_batch_bytes(&self) -> u64 {
+        self.segment_bytes.saturating_sub(format::AROUND + wal::BATCH_OVERHEAD)
+    }
+
+    /// Bytes of the smallest segment with such a [`Options::max_batch_bytes`]; it may be more than a segment can have.
+    pub fn least_segment_bytes(max_batch_bytes: u64) -> u64 {
+        wal::MIN_SEGMENT.max(format::padded(max_batch_bytes + format::AROUND + wal::BATCH_OVERHEAD))
+    }
+}
+
 /// One record to be written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record {

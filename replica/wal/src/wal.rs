@@ -18,9 +18,12 @@ use crate::{BatchSeq, Disk, Location, MAX_NOTE, Options, Reader, Record, Recover
 const COPY_UP_TO: usize = 512;
 
 /// Smallest segment: two blocks of batches.
-const MIN_SEGMENT: u64 = AROUND + 2 * BLOCK;
+pub(crate) const MIN_SEGMENT: u64 = AROUND + 2 * BLOCK;
 /// Largest segment: lengths within it fit into u32 with room to spare.
 const MAX_SEGMENT: u64 = 1 << 30;
+
+/// What a batch takes in its segment besides its records.
+pub(crate) const BATCH_OVERHEAD: u64 = (BATCH + MAX_NOTE) as u64;
 
 /// Where the next batch goes.
 #[derive(Clone, Copy, Debug)]
@@ -196,9 +199,9 @@ impl<D: Disk> Wal<D> {
         self.first_segment
     }
 
-    /// What the records of one batch may take: payloads, and [`crate::RECORD_OVERHEAD`] for each. Does not count the note.
+    /// [`Options::max_batch_bytes`] of this log.
     pub fn max_batch_bytes(&self) -> u64 {
-        self.options.segment_bytes - AROUND - (BATCH + MAX_NOTE) as u64
+        self.options.max_batch_bytes()
     }
 
     /// The sequence number that the next batch gets.

@@ -122,6 +122,18 @@ fn segment_size_may_change_between_starts() {
 }
 
 #[test]
+fn smallest_segment_for_a_batch_holds_it_and_a_block_less_does_not() {
+    for batch in [0, 1, 7024, 7025, 2 << 20, (2 << 20) + 1] {
+        let segment_bytes = Options::least_segment_bytes(batch);
+        assert!(Options { segment_bytes }.max_batch_bytes() >= batch, "{batch} in {segment_bytes}");
+        let less = Options { segment_bytes: segment_bytes - BLOCK as u64 };
+        assert!(less.max_batch_bytes() < batch || segment_bytes == 32_768, "{batch} in {segment_bytes}");
+        let opened = open_with(&MemDisk::empty(), ID, Options { segment_bytes }).unwrap();
+        assert_eq!(opened.wal.max_batch_bytes(), Options { segment_bytes }.max_batch_bytes());
+    }
+}
+
+#[test]
 fn impossible_segment_size_is_refused() {
     for segment_bytes in [0, 4096, 28_672, 40_000, 2 << 30] {
         let error = open_with(&MemDisk::empty(), ID, Options { segment_bytes }).map(|_| ()).unwrap_err();
