@@ -8,6 +8,7 @@
 //! |---|---|---|
 //! | [`Wal`] | engine thread | [`Wal::open`] recovers; [`Wal::prepare`] places, frames and chains a batch; no IO after `open` |
 //! | [`Writer`] | WAL thread | [`Writer::commit`]: one vectored write and one fdatasync per batch; [`Writer::cut`] |
+//! | [`Allocator`] | a thread of its own | [`Allocator::make_next`]: zero-fills the next segment before it is needed |
 //! | [`Reader`] | anyone | [`Reader::read`]: one committed record, checked again |
 //! | [`Disk`], [`FileDisk`] | host | where the bytes go: a directory, or the simulator's disk |
 //!
@@ -99,6 +100,7 @@ mod format;
 mod reader;
 mod recover;
 mod repair;
+mod spares;
 mod wal;
 mod writer;
 
@@ -110,6 +112,7 @@ pub use disk::Disk;
 pub use error::{CommitError, DiskError, Fault, IoFailure, OpenError, PrepareError, ReadError};
 pub use file::FileDisk;
 pub use reader::Reader;
+pub use spares::Allocator;
 pub use wal::{Cut, Prepared, Wal};
 pub use writer::{Freed, Writer};
 

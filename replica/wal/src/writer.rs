@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use crate::error::{CommitError, IoFailure};
 use crate::format::{self, BLOCK, IDENTIFIER, ZEROS, seal_at, segment_name, slot_at};
+use crate::spares::{Allocator, Spares};
 use crate::wal::{Cursor, Cut, Opening, Prepared};
-use crate::{BatchSeq, Disk, Options, SPARES};
+use crate::{BatchSeq, Disk, Options};
 
 /// The end of a log that the WAL thread holds.
 ///
@@ -25,60 +26,55 @@ pub struct Writer<D> {
     seal_at: u64,
     /// The batch that has to come next.
     next: BatchSeq,
-    /// Segments above `segment` that exist with their full size.
-    spares: BTreeSet<u64>,
-    /// The first failure's text, once there was one.
-    poison: Option<String>,
+    spares: Arc<Spares<D>>,
 }
 
 impl<D: Disk> Writer<D> {
-    /// `opened_at`: where the log ended when it was opened.
+    /// `opened_at`: where the log ended when it was opened. `spares`: segments that were ready then.
     pub(crate) fn new(disk: Arc<D>, options: Options, opened_at: Cursor, first: u64, spares: BTreeSet<u64>) -> Self {
         let Cursor { segment, end: seal_at, next, .. } = opened_at;
-        Writer { disk, options, first, segment, name: segment_name(segment), seal_at, next, spares, poison: None }
+        let spares = Spares::new(Arc::clone(&disk), options.segment_bytes, segment, spares);
+        Writer { disk, options, first, segment, name: segment_name(segment), seal_at, next, spares }
     }
 
     /// Writes a batch and its identifier, and syncs them. Once it returns `Ok` the batch is durable.
     ///
-    /// The first batch of a segment costs two syncs more, and the zero-filling of the segment if
-    /// [`Writer::allocate_ahead`] was not called in time. Panics if the batch is not the next one.
+    /// The first batch of a segment costs two syncs more, and the zero-filling of the segment, or what is left of it, if
+    /// nobody made the segment in time. Panics if the batch is not the next one.
     pub fn commit(&mut self, batch: &Prepared) -> Result<(), CommitError> {
-        self.check_poison()?;
+        self.spares.check_poison()?;
         assert!(batch.seq() == self.next, "batch {} committed where {} has to come", batch.seq(), self.next);
-        match self.try_commit(batch) {
-            Ok(()) => {
-                self.next = BatchSeq(self.next.0 + 1);
-                Ok(())
-            }
-            Err(failure) => Err(self.poison(failure)),
-        }
+        self.try_commit(batch).map_err(|error| self.poison(error))?;
+        self.next = BatchSeq(self.next.0 + 1);
+        Ok(())
     }
 
-    /// Makes sure that the next segment exists, so that [`Writer::commit`] rarely has to wait for it. Cheap if it does.
-    ///
-    /// A full disk does not poison the writer here: nothing was promised, this segment has room left, and the next call
-    /// tries again.
+    /// Whether the next segment is neither there nor being made: the moment for [`Allocator::make_next`].
+    pub fn lacks_next(&self) -> bool {
+        self.spares.lacks_next()
+    }
+
+    /// Makes the next segment in this thread, if it is not there: as [`Allocator::make_next`], with its errors.
     pub fn allocate_ahead(&mut self) -> Result<(), CommitError> {
-        self.check_poison()?;
-        match self.allocate(self.segment + 1) {
-            Ok(()) => Ok(()),
-            Err(failure) if failure.is_no_space() => Err(failure.into()),
-            Err(failure) => Err(self.poison(failure)),
-        }
+        self.spares.make_next()
     }
 
-    /// Lets segments go: the first [`SPARES`] of the right size are used again, the others removed. Twice is as good as once.
+    /// What makes the next segment in another thread, so that no commit waits for its zero-filling.
+    pub fn allocator(&self) -> Allocator<D> {
+        Allocator { spares: Arc::clone(&self.spares) }
+    }
+
+    /// Lets segments go: the first few of the right size, up to [`crate::SPARES`], are used again, the others removed. Twice
+    /// is as good as once.
     ///
     /// After a failure the writer is poisoned, and the log begins with whichever segment the next start finds. Panics if a
     /// batch that was prepared before the cut is not committed: the cut could take the newest note along.
     pub fn cut(&mut self, cut: &Cut) -> Result<Freed, CommitError> {
-        self.check_poison()?;
+        self.spares.check_poison()?;
         assert!(cut.below <= self.segment, "cut below segment {} while writing segment {}", cut.below, self.segment);
         let mut freed = Freed { recycled: 0, removed: 0 };
         while self.first < cut.below {
-            if let Err(failure) = self.free(self.first, &mut freed) {
-                return Err(self.poison(failure));
-            }
+            self.free(self.first, &mut freed).map_err(|failure| self.poison(failure.into()))?;
             self.first += 1;
         }
         Ok(freed)
@@ -86,22 +82,17 @@ impl<D: Disk> Writer<D> {
 
     /// One operation, durable when it returns: no start finds a gap.
     fn free(&mut self, segment: u64, freed: &mut Freed) -> Result<(), IoFailure> {
-        let name = segment_name(segment);
-        let fits = self.spares.len() < SPARES
-            && self.disk.len(&name).map_err(IoFailure::of("read the size of", &name))? == self.options.segment_bytes;
-        if fits {
-            let number = self.spares.last().copied().unwrap_or(self.segment) + 1;
-            self.disk.rename(&name, &segment_name(number)).map_err(IoFailure::of("rename", &name))?;
-            self.spares.insert(number);
+        if self.spares.recycle(segment)? {
             freed.recycled += 1;
         } else {
+            let name = segment_name(segment);
             self.disk.remove(&name).map_err(IoFailure::of("remove", &name))?;
             freed.removed += 1;
         }
         Ok(())
     }
 
-    fn try_commit(&mut self, batch: &Prepared) -> Result<(), IoFailure> {
+    fn try_commit(&mut self, batch: &Prepared) -> Result<(), CommitError> {
         let identifier = &batch.identifier;
         if let Some(opening) = &batch.opening {
             self.begin_segment(identifier.segment, opening)?;
@@ -124,53 +115,35 @@ impl<D: Disk> Writer<D> {
         // Data before identifier: if the process is killed between the two, or the kernel starts to write back in between,
         // the batch is torn and not faulty.
         let slot_at = slot_at(self.seal_at, identifier.seq);
-        let parts: [(u64, &[&[u8]]); 2] = [(identifier.offset, &slices), (slot_at, &slot)];
-        self.disk.write_at(&self.name, &parts).map_err(IoFailure::of("write", &self.name))?;
-        self.disk.sync(&self.name).map_err(IoFailure::of("sync", &self.name))
+        self.write(&self.name, &[(identifier.offset, &slices), (slot_at, &slot)])
     }
 
     /// The order matters: a header proves that all before it was durable, a seal proves that the header was.
-    fn begin_segment(&mut self, segment: u64, opening: &Opening) -> Result<(), IoFailure> {
+    fn begin_segment(&mut self, segment: u64, opening: &Opening) -> Result<(), CommitError> {
         assert!(segment == self.segment + 1, "segment {segment} begun after {}", self.segment);
-        self.allocate(segment)?;
+        self.spares.make_next()?;
+        self.spares.take_next();
         let name = segment_name(segment);
-        let header: [&[u8]; 2] = [&opening.header, &ZEROS[format::SEGMENT_HEADER..]];
-        self.disk.write_at(&name, &[(0, &header)]).map_err(IoFailure::of("write", &name))?;
-        self.disk.sync(&name).map_err(IoFailure::of("sync", &name))?;
-        let seal: [&[u8]; 2] = [&opening.seal, &ZEROS[format::SEAL..BLOCK as usize]];
-        self.disk.write_at(&self.name, &[(self.seal_at, &seal)]).map_err(IoFailure::of("write", &self.name))?;
-        self.disk.sync(&self.name).map_err(IoFailure::of("sync", &self.name))?;
-        self.spares.remove(&segment);
+        self.write(&name, &[(0, &[&opening.header, &ZEROS[format::SEGMENT_HEADER..]])])?;
+        self.write(&self.name, &[(self.seal_at, &[&opening.seal, &ZEROS[format::SEAL..BLOCK as usize]])])?;
         self.segment = segment;
         self.name = name;
         self.seal_at = seal_at(self.options.segment_bytes);
         Ok(())
     }
 
-    fn allocate(&mut self, segment: u64) -> Result<(), IoFailure> {
-        if self.spares.contains(&segment) {
-            return Ok(());
-        }
-        let name = segment_name(segment);
-        if let Err(error) = self.disk.allocate(&name, self.options.segment_bytes) {
-            // What is there of it, if anything, would be in the way of the next attempt and takes the space that is short.
-            let _ = self.disk.remove(&name);
-            return Err(IoFailure::of("allocate", &name)(error));
-        }
-        self.spares.insert(segment);
-        Ok(())
+    /// Writes and syncs.
+    fn write(&self, name: &str, parts: &[(u64, &[&[u8]])]) -> Result<(), CommitError> {
+        self.disk.write_at(name, parts).map_err(IoFailure::of("write", name))?;
+        Ok(self.disk.sync(name).map_err(IoFailure::of("sync", name))?)
     }
 
-    fn check_poison(&self) -> Result<(), CommitError> {
-        match &self.poison {
-            None => Ok(()),
-            Some(cause) => Err(CommitError::Poisoned { cause: cause.clone() }),
+    /// What a commit or a cut could not do leaves the log in doubt, a full disk included.
+    fn poison(&self, error: CommitError) -> CommitError {
+        match error {
+            CommitError::Io(failure) => self.spares.poison(failure),
+            CommitError::Poisoned { cause } => CommitError::Poisoned { cause },
         }
-    }
-
-    fn poison(&mut self, failure: IoFailure) -> CommitError {
-        self.poison = Some(failure.to_string());
-        failure.into()
     }
 }
 

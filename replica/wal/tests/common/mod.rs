@@ -38,6 +38,8 @@ pub enum Trouble {
     Writes(i32),
     /// Renames fail with this error number.
     Renames(i32),
+    /// Files cannot be made, with this error number, and nothing is left of them.
+    Allocations(i32),
 }
 
 /// Files as reads see them, as a power cut would leave them, and the sectors in between.
@@ -176,6 +178,9 @@ impl Disk for MemDisk {
     fn allocate(&self, name: &str, len: u64) -> io::Result<()> {
         let mut state = self.state();
         assert!(!state.cache.contains_key(name), "{name} allocated twice");
+        if let Trouble::Allocations(error) = state.trouble {
+            return Err(io::Error::from_raw_os_error(error));
+        }
         if state.trouble == Trouble::Full {
             let half = Arc::new(vec![0; len as usize / 2]);
             state.cache.insert(name.to_owned(), Arc::clone(&half));
