@@ -1,19 +1,20 @@
-//! The thread "wal": commits batches one after the other and says so. It is the only one that waits for the disk.
+//! The thread "wal": commits batches one after the other and says so. It is the only one that waits for the disk, but for
+//! "wal-ahead", which makes the next segment of the log meanwhile, so that no commit waits for its zero-filling.
 
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use lockstep_wal::{Disk, Prepared, Writer};
+use lockstep_wal::{Allocator, CommitError, Disk, Prepared, Writer};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::core::{EndsProcess, Urgent};
 use crate::metrics::Metrics;
 
-/// Without a batch for this long, the next segment is made ready.
-const IDLE: Duration = Duration::from_millis(20);
+/// How long a full disk is left alone before the next segment is tried again.
+const FULL: Duration = Duration::from_secs(1);
 
 /// A batch and the number of client commands in it.
 pub(crate) struct Batch {
@@ -21,35 +22,40 @@ pub(crate) struct Batch {
     pub commands: usize,
 }
 
-/// Makes the second segment ready, then starts the thread. It ends when the sender is dropped.
+/// Makes the second segment ready, then starts both threads. They end when the sender is dropped; joining the one that is
+/// returned waits for both.
 pub(crate) fn start<D: Disk>(
-    mut writer: Writer<D>,
+    writer: Writer<D>,
     done: UnboundedSender<Urgent>,
     metrics: Arc<Metrics>,
 ) -> io::Result<(Sender<Batch>, JoinHandle<()>)> {
     let (batches, queue) = channel();
+    let allocator = writer.allocator();
     // Before the first vote: zero-filling may take longer than an election.
-    allocate_ahead(&mut writer);
+    make_next(&allocator);
+    let (missing, missed) = sync_channel(1);
+    let ahead = thread::Builder::new().name("wal-ahead".to_owned()).spawn(move || {
+        let _guard = EndsProcess;
+        allocate(&allocator, &missed);
+    })?;
     let thread = thread::Builder::new().name("wal".to_owned()).spawn(move || {
         let _guard = EndsProcess;
-        write(writer, &queue, &done, &metrics);
+        write(writer, &queue, &done, &metrics, missing);
+        // It has the disk, which the next process in this directory waits for.
+        ahead.join().expect("a panic there has ended the process");
     })?;
     Ok((batches, thread))
 }
 
-fn write<D: Disk>(mut writer: Writer<D>, queue: &Receiver<Batch>, done: &UnboundedSender<Urgent>, metrics: &Metrics) {
-    // Whether the next segment may be missing.
-    let mut due = false;
-    loop {
-        let batch = match queue.recv_timeout(if due { IDLE } else { Duration::MAX }) {
-            Ok(batch) => batch,
-            Err(RecvTimeoutError::Timeout) => {
-                allocate_ahead(&mut writer);
-                due = false;
-                continue;
-            }
-            Err(RecvTimeoutError::Disconnected) => return,
-        };
+/// `missing`: the next segment has to be made.
+fn write<D: Disk>(
+    mut writer: Writer<D>,
+    queue: &Receiver<Batch>,
+    done: &UnboundedSender<Urgent>,
+    metrics: &Metrics,
+    missing: SyncSender<()>,
+) {
+    while let Ok(batch) = queue.recv() {
         let started = Instant::now();
         if let Err(error) = writer.commit(&batch.prepared) {
             stop(&error);
@@ -59,25 +65,38 @@ fn write<D: Disk>(mut writer: Writer<D>, queue: &Receiver<Batch>, done: &Unbound
         if batch.commands > 0 {
             metrics.requests_per_sync.observe(batch.commands as f64);
         }
-        due = true;
         if done.send(Urgent::Written(batch.prepared.seq())).is_err() {
             return;
+        }
+        if writer.lacks_next() {
+            // One that waits already will do.
+            let _ = missing.try_send(());
         }
     }
 }
 
-fn allocate_ahead<D: Disk>(writer: &mut Writer<D>) {
-    match writer.allocate_ahead() {
-        Ok(()) => {}
-        Err(lockstep_wal::CommitError::Io(failure)) if failure.is_no_space() => {
+fn allocate<D: Disk>(allocator: &Allocator<D>, missed: &Receiver<()>) {
+    while let Ok(()) = missed.recv() {
+        if !make_next(allocator) {
+            thread::sleep(FULL);
+        }
+    }
+}
+
+/// Returns whether the next segment is there.
+fn make_next<D: Disk>(allocator: &Allocator<D>) -> bool {
+    match allocator.make_next() {
+        Ok(()) => true,
+        Err(CommitError::Io(failure)) if failure.is_no_space() => {
             tracing::warn!("the disk is nearly full; this replica stops once the current segment is full: {failure}");
+            false
         }
         Err(error) => stop(&error),
     }
 }
 
 /// What the disk holds is in doubt, so what is in memory is worth nothing (PROTOCOL §8).
-fn stop(error: &lockstep_wal::CommitError) -> ! {
+fn stop(error: &CommitError) -> ! {
     tracing::error!("the log cannot be written, the replica stops: {error}");
     eprintln!("lockstep replica: {error}");
     std::process::exit(1);
