@@ -313,6 +313,7 @@ fn bootstrap(service: &Service, world: &World, fresh: ServiceId) -> Decision {
                     machine: service.machine.clone(),
                     sessions_max: Genesis::SESSIONS_MAX,
                     reply_bytes_max: Genesis::REPLY_BYTES_MAX,
+                    snapshot_bytes: Genesis::SNAPSHOT_BYTES,
                 },
                 adopted: false,
             })

@@ -209,6 +209,7 @@ pub mod tests {
             machine: "KeyValue".into(),
             sessions_max: Genesis::SESSIONS_MAX,
             reply_bytes_max: Genesis::REPLY_BYTES_MAX,
+            snapshot_bytes: Genesis::SNAPSHOT_BYTES,
         }
     }
 

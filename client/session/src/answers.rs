@@ -49,7 +49,8 @@ impl Session {
                 | LogOutcome::OverWindow { .. }
                 | LogOutcome::AlreadyAcknowledged
                 | LogOutcome::Evicted
-                | LogOutcome::Invalid { .. } => self.try_later(now, attempt, latest),
+                | LogOutcome::Invalid { .. }
+                | LogOutcome::SnapshotPoint { .. } => self.try_later(now, attempt, latest),
             },
             Subject::Close => self.closed(out),
             Subject::Read(ticket) => match outcome {
@@ -61,7 +62,8 @@ impl Session {
                 | LogOutcome::OverWindow { .. }
                 | LogOutcome::AlreadyAcknowledged
                 | LogOutcome::Evicted
-                | LogOutcome::Invalid { .. } => self.try_later(now, attempt, latest),
+                | LogOutcome::Invalid { .. }
+                | LogOutcome::SnapshotPoint { .. } => self.try_later(now, attempt, latest),
             },
             Subject::Sequence(sequence) => {
                 if attempt.incarnation == self.incarnation {
@@ -106,7 +108,9 @@ impl Session {
                 self.lose(out);
             }
             LogOutcome::Invalid { reason } => self.invalid(now, attempt, latest, reason.to_string(), out),
-            LogOutcome::SessionOpened { .. } | LogOutcome::SessionClosed => self.try_later(now, attempt, latest),
+            LogOutcome::SessionOpened { .. } | LogOutcome::SessionClosed | LogOutcome::SnapshotPoint { .. } => {
+                self.try_later(now, attempt, latest);
+            }
         }
     }
 

@@ -35,6 +35,7 @@ impl Service {
             machine: "KeyValue".to_owned(),
             sessions_max: 100,
             reply_bytes_max: 1 << 20,
+            snapshot_bytes: Genesis::SNAPSHOT_BYTES,
         };
         Service { executor: Executor::new(&genesis).unwrap(), sessions: VecDeque::new() }
     }

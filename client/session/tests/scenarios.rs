@@ -98,6 +98,7 @@ fn sequences(sent: &[Sent]) -> String {
             Operation::Command(Command::OpenSession { .. }) => "open".to_owned(),
             Operation::Command(Command::CloseSession { .. }) => "close".to_owned(),
             Operation::Command(Command::Plain { .. }) => "plain".to_owned(),
+            Operation::Command(Command::Snapshot) => "snapshot".to_owned(),
             Operation::Read { .. } => "read".to_owned(),
         })
         .collect();

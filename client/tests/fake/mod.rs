@@ -36,6 +36,7 @@ pub fn genesis() -> Genesis {
         machine: "KeyValue".to_owned(),
         sessions_max: 16,
         reply_bytes_max: 1 << 20,
+        snapshot_bytes: Genesis::SNAPSHOT_BYTES,
     }
 }
 

@@ -66,6 +66,7 @@ impl World {
             machine: "KeyValue".into(),
             sessions_max: 1,
             reply_bytes_max: 1,
+            snapshot_bytes: Genesis::SNAPSHOT_BYTES,
         };
         *self =
             World { config: Some(genesis.configuration()), now: Moment::from_micros(1_000_000), ..World::default() };

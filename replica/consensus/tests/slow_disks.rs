@@ -40,6 +40,7 @@ impl World {
             machine: "KeyValue".into(),
             sessions_max: 1,
             reply_bytes_max: 1,
+            snapshot_bytes: Genesis::SNAPSHOT_BYTES,
         };
         let host = |slot| Host {
             core: Replica::start(

@@ -14,6 +14,7 @@ fn genesis(service: u8, voter: ReplicaId) -> Genesis {
         machine: "KeyValue".into(),
         sessions_max: Genesis::SESSIONS_MAX,
         reply_bytes_max: Genesis::REPLY_BYTES_MAX,
+        snapshot_bytes: Genesis::SNAPSHOT_BYTES,
     }
 }
 

@@ -41,6 +41,7 @@ impl Host {
             machine: "KeyValue".into(),
             sessions_max: 64,
             reply_bytes_max: 1 << 20,
+            snapshot_bytes: Genesis::SNAPSHOT_BYTES,
         };
         identity.adopt(genesis, &*disk).unwrap();
         let now = Moment::from_micros(1_000_000);

@@ -32,6 +32,7 @@ impl Host {
             machine: "KeyValue".into(),
             sessions_max: Genesis::SESSIONS_MAX,
             reply_bytes_max: Genesis::REPLY_BYTES_MAX,
+            snapshot_bytes: Genesis::SNAPSHOT_BYTES,
         };
         identity.adopt(genesis, &*disk).unwrap();
         let now = Moment::from_micros(0);

@@ -2,8 +2,10 @@
 
 use bytes::Bytes;
 use lockstep_types::kv::{BLOCK_REPLY_BYTES_MAX, Expected, KvReply, KvRequest, Versioned};
+use lockstep_types::limits::REQUEST_BYTES_MAX;
 
 use crate::machine::{Context, StateMachine};
+use crate::snapshot::COUNT_MAX;
 use crate::store::{Change, Store};
 
 /// Keys with values and versions. In the store, a value follows the eight bytes of its version: one allocation for both.
@@ -19,6 +21,18 @@ impl StateMachine for KeyValue {
     fn apply(&self, _: &Context, requests: &[Bytes], store: &mut Store) -> Vec<Bytes> {
         let mut bytes = 0;
         requests.iter().map(|request| bounded(execute(request, store), &mut bytes).encode()).collect()
+    }
+
+    fn check(&self, key: &[u8], value: &[u8]) -> Result<(), &'static str> {
+        let Some((version, value)) = value.split_first_chunk() else {
+            return Err("the value has no version");
+        };
+        match u64::from_le_bytes(*version) {
+            _ if key.is_empty() => Err("the key is empty"),
+            1..=COUNT_MAX if value.len() <= REQUEST_BYTES_MAX => Ok(()),
+            1..=COUNT_MAX => Err("the value is larger than a request"),
+            _ => Err("the version is out of range"),
+        }
     }
 
     fn query(&self, request: &Bytes, store: &Store) -> Bytes {

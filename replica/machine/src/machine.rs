@@ -18,6 +18,13 @@ pub trait StateMachine: Debug + Send + Sync {
     /// Executes the requests of one block in order; one reply each. Requests that it does not understand get a reply, too.
     fn apply(&self, context: &Context, requests: &[Bytes], store: &mut Store) -> Vec<Bytes>;
 
+    /// Whether an entry can be one that this machine wrote. A snapshot with another is refused, so that `apply` and `query`
+    /// may rely on it.
+    ///
+    /// # Errors
+    /// What is wrong with it, in a few words.
+    fn check(&self, key: &[u8], value: &[u8]) -> Result<(), &'static str>;
+
     /// Answers a read. A request that would write gets the machine's own refusal.
     fn query(&self, request: &Bytes, store: &Store) -> Bytes;
 }

@@ -10,17 +10,18 @@ use proptest::prelude::*;
 use crate::executor::Executor;
 use crate::testing::{Journal, Log, feed, genesis, journal_reply};
 
-const SESSIONS_MAX: u32 = 5;
-const REPLY_BYTES_MAX: u64 = 300;
+pub(crate) const SESSIONS_MAX: u32 = 5;
+pub(crate) const REPLY_BYTES_MAX: u64 = 300;
 
 /// A command before it is known which sessions there are.
 #[derive(Clone, Debug)]
-enum Draft {
+pub(crate) enum Draft {
     Open { nonce: u8 },
     Close { session: usize },
     Execute { session: usize, offset: u64, unacknowledged: u64, body: Vec<u8> },
     Resolve { session: usize, offset: u64 },
     Plain { body: Vec<u8> },
+    Snapshot,
     Junk(Vec<u8>),
 }
 
@@ -43,11 +44,12 @@ fn draft() -> impl Strategy<Value = Draft> {
         ),
         4 => (session(), offset()).prop_map(|(session, offset)| Draft::Resolve { session, offset }),
         2 => body().prop_map(|body| Draft::Plain { body }),
+        1 => Just(Draft::Snapshot),
         1 => body().prop_map(Draft::Junk),
     ]
 }
 
-fn drafts() -> impl Strategy<Value = Vec<Vec<Draft>>> {
+pub(crate) fn drafts() -> impl Strategy<Value = Vec<Vec<Draft>>> {
     let few = || {
         prop_oneof![
             60 => draft().prop_map(|draft| vec![draft]),
@@ -60,7 +62,7 @@ fn drafts() -> impl Strategy<Value = Vec<Vec<Draft>>> {
 
 /// Every session that ever was.
 #[derive(Debug, Default)]
-struct Model {
+pub(crate) struct Model {
     sessions: BTreeMap<SessionId, ModelSession>,
     /// Requests executed so far, which is what [`Journal`] answers with.
     executed: u64,
@@ -88,6 +90,18 @@ impl ModelSession {
 }
 
 impl Model {
+    /// The commands of the next block, and what they answer.
+    pub fn block(&mut self, height: Height, drafts: &[Draft]) -> (Vec<Bytes>, Vec<Outcome>) {
+        let mut commands = Vec::new();
+        let mut expected = Vec::new();
+        for (index, draft) in (0..).zip(drafts) {
+            let command = self.command(draft);
+            expected.push(self.apply(SessionId { height, index }, command.clone()));
+            commands.push(command);
+        }
+        (commands, expected)
+    }
+
     fn command(&mut self, draft: &Draft) -> Bytes {
         let command = match draft {
             Draft::Open { nonce } => Command::OpenSession { nonce: [*nonce; 16] },
@@ -103,6 +117,7 @@ impl Model {
                 Command::Resolve { session, sequence: self.sequence(session, *offset) }
             }
             Draft::Plain { body } => Command::Plain { body: body.clone().into() },
+            Draft::Snapshot => Command::Snapshot,
             Draft::Junk(bytes) => return bytes.clone().into(),
         };
         command.encode()
@@ -188,11 +203,12 @@ impl Model {
                 }
             }
             Command::Plain { body } => execute(&mut self.executed, &body),
+            Command::Snapshot => Outcome::SnapshotPoint { height: at.height },
         }
     }
 
     /// Ends sessions one by one, looking at all of them each time.
-    fn evict(&mut self) -> Vec<SessionId> {
+    pub fn evict(&mut self) -> Vec<SessionId> {
         let mut victims = Vec::new();
         loop {
             let live = || self.sessions.iter().filter(|(_, session)| session.live);
@@ -236,13 +252,7 @@ proptest! {
         let mut executed = BTreeSet::new();
         for drafts in drafts {
             let height = log.executor.applied().next();
-            let mut commands = Vec::new();
-            let mut expected = Vec::new();
-            for (index, draft) in (0..).zip(&drafts) {
-                let command = model.command(draft);
-                expected.push(model.apply(SessionId { height, index }, command.clone()));
-                commands.push(command);
-            }
+            let (commands, expected) = model.block(height, &drafts);
             let applied = log.bytes(&commands);
             prop_assert_eq!(&applied.outcomes, &expected);
             prop_assert_eq!(&applied.evicted, &model.evict());

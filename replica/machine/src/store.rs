@@ -116,6 +116,11 @@ impl Store {
         self.entries.is_empty()
     }
 
+    /// What a snapshot is made of, in O(1).
+    pub(crate) fn entries(&self) -> Entries {
+        self.entries.clone()
+    }
+
     /// Starts a block: forgets the writes of the one before.
     pub(crate) fn begin(&mut self) {
         self.writes.clear();
@@ -124,6 +129,12 @@ impl Store {
     /// Canonical bytes of the writes since [`Store::begin`].
     pub(crate) fn writes(&self) -> &[u8] {
         &self.writes
+    }
+}
+
+impl From<Entries> for Store {
+    fn from(entries: Entries) -> Self {
+        Store { entries, writes: Vec::new() }
     }
 }
 

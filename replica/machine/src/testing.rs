@@ -19,6 +19,7 @@ pub(crate) fn genesis(sessions_max: u32, reply_bytes_max: u64) -> Genesis {
         machine: "KeyValue".into(),
         sessions_max,
         reply_bytes_max,
+        snapshot_bytes: Genesis::SNAPSHOT_BYTES,
     }
 }
 
@@ -37,7 +38,11 @@ impl Log {
 
     /// Runs [`Journal`] under these limits.
     pub fn with_limits(sessions_max: u32, reply_bytes_max: u64) -> Self {
-        let genesis = genesis(sessions_max, reply_bytes_max);
+        Log::with_genesis(genesis(sessions_max, reply_bytes_max))
+    }
+
+    /// Runs [`Journal`] from this genesis.
+    pub fn with_genesis(genesis: Genesis) -> Self {
         Log { executor: Executor::with_machine(&genesis, std::sync::Arc::new(Journal)), blocks: Vec::new() }
     }
 
@@ -91,6 +96,10 @@ pub(crate) struct Journal;
 impl StateMachine for Journal {
     fn apply(&self, _: &Context, requests: &[Bytes], store: &mut Store) -> Vec<Bytes> {
         requests.iter().map(|request| journal(request, store)).collect()
+    }
+
+    fn check(&self, _: &[u8], value: &[u8]) -> Result<(), &'static str> {
+        if value.len() == 8 { Ok(()) } else { Err("a count has eight bytes") }
     }
 
     fn query(&self, _: &Bytes, store: &Store) -> Bytes {

@@ -600,7 +600,7 @@ impl Checkers {
                 counters.add(Kind::SessionClosed);
                 return Ok(());
             }
-            Command::Plain { .. } => return Ok(()),
+            Command::Plain { .. } | Command::Snapshot => return Ok(()),
         };
         let sequence = Sequence { session, number };
         match outcome {
@@ -639,7 +639,8 @@ impl Checkers {
             | Outcome::SessionClosed
             | Outcome::OverWindow { .. }
             | Outcome::AlreadyAcknowledged
-            | Outcome::Invalid { .. } => {}
+            | Outcome::Invalid { .. }
+            | Outcome::SnapshotPoint { .. } => {}
         }
         Ok(())
     }

@@ -237,6 +237,7 @@ impl World {
             machine: "KeyValue".to_owned(),
             sessions_max: plan.sessions_max,
             reply_bytes_max: plan.reply_bytes_max,
+            snapshot_bytes: Genesis::SNAPSHOT_BYTES,
         };
         let wal = lockstep_wal::Options { segment_bytes: plan.segment_bytes };
         let log_ids = ids.iter().map(|id| WalId { service: *service.as_bytes(), replica: *id.as_bytes() }).collect();

@@ -196,6 +196,7 @@ mod tests {
             machine: "KeyValue".to_owned(),
             sessions_max: Genesis::SESSIONS_MAX,
             reply_bytes_max: Genesis::REPLY_BYTES_MAX,
+            snapshot_bytes: Genesis::SNAPSHOT_BYTES,
         };
         Peers::new(&genesis, replica(1), 1, "one:7400".to_owned(), &Metrics::new()).expect("it votes")
     }

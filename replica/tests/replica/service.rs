@@ -292,6 +292,7 @@ pub fn genesis(number: u8, voters: Vec<ReplicaId>) -> Genesis {
         machine: "KeyValue".to_owned(),
         sessions_max: Genesis::SESSIONS_MAX,
         reply_bytes_max: Genesis::REPLY_BYTES_MAX,
+        snapshot_bytes: Genesis::SNAPSHOT_BYTES,
     }
 }
 

@@ -61,6 +61,8 @@ pub enum Command {
         /// The request to the state machine.
         body: Bytes,
     },
+    /// Makes the height of its block a snapshot point: every replica takes a snapshot of the state after that block.
+    Snapshot,
 }
 
 impl Command {
@@ -76,6 +78,7 @@ impl Command {
             }
             Command::Resolve { session, sequence } => session_fields(out.u8(4), *session).u64(*sequence),
             Command::Plain { body } => out.u8(5).bytes(body),
+            Command::Snapshot => out.u8(6),
         };
         Bytes::from(out.finish())
     }
@@ -101,6 +104,7 @@ impl Command {
             },
             4 => Command::Resolve { session: read_session(&mut reader)?, sequence: reader.u64("sequence")? },
             5 => Command::Plain { body: read_body(&mut reader)? },
+            6 => Command::Snapshot,
             tag => return Err(DecodeError::UnknownTag { what: "command", tag }),
         };
         reader.finish("command")?;
@@ -118,6 +122,7 @@ impl fmt::Display for Command {
             }
             Command::Resolve { session, sequence } => write!(f, "resolve {session}/{sequence}"),
             Command::Plain { body } => write!(f, "plain {}B", body.len()),
+            Command::Snapshot => f.write_str("snapshot"),
         }
     }
 }
@@ -174,6 +179,11 @@ pub enum Outcome {
         /// What is wrong.
         reason: Invalid,
     },
+    /// The command's height is a snapshot point.
+    SnapshotPoint {
+        /// That height.
+        height: Height,
+    },
 }
 
 /// What is wrong with a command that got into the log.
@@ -215,6 +225,7 @@ impl Outcome {
                 Invalid::Sequence => 2,
                 Invalid::Malformed => 3,
             }),
+            Outcome::SnapshotPoint { height } => out.u8(10).height(*height),
         };
         out.finish()
     }
@@ -242,6 +253,7 @@ impl Outcome {
                     tag => return Err(DecodeError::UnknownTag { what: "reason", tag }),
                 },
             },
+            10 => Outcome::SnapshotPoint { height: reader.height("snapshot point")? },
             tag => return Err(DecodeError::UnknownTag { what: "outcome", tag }),
         };
         reader.finish("outcome")?;
@@ -261,6 +273,7 @@ impl fmt::Display for Outcome {
             Outcome::AlreadyAcknowledged => f.write_str("already acknowledged"),
             Outcome::Evicted => f.write_str("evicted"),
             Outcome::Invalid { reason } => write!(f, "invalid: {reason}"),
+            Outcome::SnapshotPoint { height } => write!(f, "snapshot point {height}"),
         }
     }
 }

@@ -142,6 +142,16 @@ pub enum GenesisError {
     /// No session could ever be kept.
     #[error("a service keeps at least 1 session, not 0")]
     Sessions,
+    /// Snapshot points that would come with every block.
+    #[error(
+        "snapshot_bytes is {bytes}; take at least {}, {} is usual",
+        Genesis::SNAPSHOT_BYTES_MIN,
+        Genesis::SNAPSHOT_BYTES
+    )]
+    SnapshotBytes {
+        /// The limit given.
+        bytes: u64,
+    },
     /// A state machine that no release has.
     #[error("unknown state machine {machine:?}; this release has KeyValue")]
     Machine {
@@ -165,6 +175,9 @@ pub struct Genesis {
     pub sessions_max: u32,
     /// Bytes of cached replies kept at most over all sessions.
     pub reply_bytes_max: u64,
+    /// Bytes of blocks, headers and bodies, from one snapshot point to the next: the block that reaches the sum is one.
+    /// At least [`Genesis::SNAPSHOT_BYTES_MIN`].
+    pub snapshot_bytes: u64,
 }
 
 impl Genesis {
@@ -172,13 +185,18 @@ impl Genesis {
     pub const SESSIONS_MAX: u32 = 4096;
     /// Bytes of cached replies kept unless said otherwise.
     pub const REPLY_BYTES_MAX: u64 = 64 << 20;
+    /// Bytes of blocks between two snapshot points unless said otherwise.
+    pub const SNAPSHOT_BYTES: u64 = 64 << 20;
+    /// Bytes of blocks between two snapshot points at least.
+    pub const SNAPSHOT_BYTES_MIN: u64 = 4096;
     /// The built-in machines.
     pub const MACHINES: [&'static str; 1] = ["KeyValue"];
 
     /// Checks what every replica relies on.
     ///
     /// # Errors
-    /// A number of voters that does not fit the fault model, an identity named twice, an unknown state machine.
+    /// A number of voters that does not fit the fault model, an identity named twice, no session, snapshot points that come
+    /// too often, an unknown state machine.
     pub fn validate(&self) -> Result<(), GenesisError> {
         let voters = self.voters.len();
         match self.fault_model {
@@ -193,6 +211,9 @@ impl Genesis {
         }
         if self.sessions_max == 0 {
             return Err(GenesisError::Sessions);
+        }
+        if self.snapshot_bytes < Self::SNAPSHOT_BYTES_MIN {
+            return Err(GenesisError::SnapshotBytes { bytes: self.snapshot_bytes });
         }
         if !Self::MACHINES.contains(&self.machine.as_str()) {
             return Err(GenesisError::Machine { machine: self.machine.clone() });
@@ -215,6 +236,7 @@ impl Genesis {
             out.raw(voter.as_bytes());
         }
         out.bytes(self.machine.as_bytes()).u32(self.sessions_max).u64(self.reply_bytes_max);
+        out.u64(self.snapshot_bytes);
         out.finish()
     }
 
@@ -241,6 +263,7 @@ impl Genesis {
             machine: machine.into(),
             sessions_max: reader.u32("session limit")?,
             reply_bytes_max: reader.u64("reply limit")?,
+            snapshot_bytes: reader.u64("snapshot limit")?,
         };
         reader.finish("genesis")?;
         Ok(genesis)

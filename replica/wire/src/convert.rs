@@ -246,6 +246,7 @@ impl From<Operation> for v1::request::Operation {
                 v1::request::Operation::Resolve(v1::Resolve { session: Some(session.into()), sequence })
             }
             Operation::Command(Command::Plain { body }) => v1::request::Operation::Plain(v1::Plain { body }),
+            Operation::Command(Command::Snapshot) => v1::request::Operation::Snapshot(v1::Empty {}),
             Operation::Read { body } => v1::request::Operation::Read(v1::Read { body }),
         }
     }
@@ -274,6 +275,7 @@ pub fn operation(operation: Option<v1::request::Operation>) -> Result<Operation,
             sequence: resolve.sequence,
         }),
         v1::request::Operation::Plain(plain) => Operation::Command(Command::Plain { body: bounded(plain.body)? }),
+        v1::request::Operation::Snapshot(v1::Empty {}) => Operation::Command(Command::Snapshot),
         v1::request::Operation::Read(read) => Operation::Read { body: bounded(read.body)? },
     })
 }
@@ -297,6 +299,7 @@ impl From<Outcome> for v1::response::Result {
             Outcome::AlreadyAcknowledged => v1::response::Result::AlreadyAcknowledged(v1::Empty {}),
             Outcome::Evicted => v1::response::Result::Evicted(v1::Empty {}),
             Outcome::Invalid { reason } => v1::response::Result::Invalid(reason.to_string()),
+            Outcome::SnapshotPoint { height } => v1::response::Result::SnapshotPoint(height.get()),
         }
     }
 }
@@ -330,6 +333,7 @@ pub fn answer(result: Option<v1::response::Result>) -> Result<Answer, WireError>
         v1::response::Result::OverWindowLimit(limit) => Outcome::OverWindow { limit },
         v1::response::Result::AlreadyAcknowledged(v1::Empty {}) => Outcome::AlreadyAcknowledged,
         v1::response::Result::Evicted(v1::Empty {}) => Outcome::Evicted,
+        v1::response::Result::SnapshotPoint(height) => Outcome::SnapshotPoint { height: Height::new(height) },
         v1::response::Result::Invalid(reason) => return Ok(Answer::Invalid { reason }),
         v1::response::Result::Refusal(refusal) => return Ok(Answer::Refused(refusal.try_into()?)),
     }))

@@ -32,6 +32,7 @@ fn operation_each_kind_comes_back() {
         Operation::Command(Command::Execute { session: SESSION, sequence: 5, acknowledged: 4, body: body(3) }),
         Operation::Command(Command::Resolve { session: SESSION, sequence: 5 }),
         Operation::Command(Command::Plain { body: body(REQUEST_BYTES_MAX) }),
+        Operation::Command(Command::Snapshot),
         Operation::Read { body: body(0) },
     ];
     for operation in operations {
@@ -58,6 +59,7 @@ fn answer_each_kind_comes_back() {
         Answer::Outcome(Outcome::OverWindow { limit: 64 }),
         Answer::Outcome(Outcome::AlreadyAcknowledged),
         Answer::Outcome(Outcome::Evicted),
+        Answer::Outcome(Outcome::SnapshotPoint { height: Height::new(7) }),
         Answer::Invalid { reason: "why".to_owned() },
         Answer::Refused(refusal(None)),
         Answer::Refused(refusal(Some(leader))),
@@ -127,6 +129,7 @@ fn status() -> ReplicaStatus {
         machine: "KeyValue".to_owned(),
         sessions_max: 1,
         reply_bytes_max: 2,
+        snapshot_bytes: Genesis::SNAPSHOT_BYTES,
     };
     ReplicaStatus {
         replica: ReplicaId::from_bytes([6; 16]),

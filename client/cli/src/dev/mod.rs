@@ -127,6 +127,7 @@ fn birth(service: &ReplicatedService, statuses: &[ReplicaStatus]) -> Genesis {
         machine: service.spec.state_machine.builtin.clone(),
         sessions_max: Genesis::SESSIONS_MAX,
         reply_bytes_max: Genesis::REPLY_BYTES_MAX,
+        snapshot_bytes: Genesis::SNAPSHOT_BYTES,
     })
 }
 

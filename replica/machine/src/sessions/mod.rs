@@ -14,7 +14,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use imbl::OrdMap;
 use lockstep_types::limits::SESSION_WINDOW;
-use lockstep_types::{Genesis, Height, Invalid, Outcome, SessionId};
+use lockstep_types::{Height, Invalid, Outcome, SessionId};
 
 pub(crate) use session::{Answer, Session};
 
@@ -51,7 +51,7 @@ pub(crate) enum Verdict {
 /// blocks no answer is [`Answer::Running`].
 #[derive(Clone, Debug)]
 pub(crate) struct Sessions {
-    sessions_max: usize,
+    sessions_max: u32,
     reply_bytes_max: u64,
     live: OrdMap<SessionId, Arc<Session>>,
     by_nonce: OrdMap<[u8; 16], SessionId>,
@@ -59,14 +59,8 @@ pub(crate) struct Sessions {
 }
 
 impl Sessions {
-    pub fn new(genesis: &Genesis) -> Self {
-        Sessions {
-            sessions_max: usize::try_from(genesis.sessions_max).unwrap_or(usize::MAX),
-            reply_bytes_max: genesis.reply_bytes_max,
-            live: OrdMap::new(),
-            by_nonce: OrdMap::new(),
-            reply_bytes: 0,
-        }
+    pub fn new(sessions_max: u32, reply_bytes_max: u64) -> Self {
+        Sessions { sessions_max, reply_bytes_max, live: OrdMap::new(), by_nonce: OrdMap::new(), reply_bytes: 0 }
     }
 
     /// Opens a session, or finds the live one that this nonce opened: a retry makes no orphan (S12e). That is no use of it.
@@ -159,7 +153,7 @@ impl Sessions {
     /// - Too many bytes of replies: the least recently used. Sessions without a request hold none.
     pub fn evict(&mut self) -> Vec<SessionId> {
         let mut victims = Vec::new();
-        if self.live.len() <= self.sessions_max && self.reply_bytes <= self.reply_bytes_max {
+        if !self.too_many() && self.reply_bytes <= self.reply_bytes_max {
             return victims;
         }
         // Only now are the sessions looked at one by one: an order kept up to date would cost every request a search.
@@ -171,7 +165,7 @@ impl Sessions {
                 Some(last_use) => used.push(Reverse((last_use, *session))),
             }
         }
-        while self.live.len() > self.sessions_max {
+        while self.too_many() {
             let victim = match newcomers.len() > self.newcomers_max() || used.is_empty() {
                 true => newcomers.pop_front(),
                 false => used.pop().map(|Reverse((_, session))| session),
@@ -188,11 +182,15 @@ impl Sessions {
         victims
     }
 
+    fn too_many(&self) -> bool {
+        self.live.len() as u64 > u64::from(self.sessions_max)
+    }
+
     /// Sessions without a request that are kept in a full table: an eighth, at least one. With none, a table full of
     /// sessions whose clients died would never let anyone in again: each new session would be the next victim before its
     /// client heard of it. With all, a storm of opens would evict every client at work (S12e).
     fn newcomers_max(&self) -> usize {
-        (self.sessions_max / 8).max(1)
+        (self.sessions_max as usize / 8).max(1)
     }
 
     /// Removes a session. Says whether it was there.
@@ -201,6 +199,19 @@ impl Sessions {
         self.by_nonce.remove(&live.nonce);
         self.reply_bytes -= live.answers.iter().map(Answer::bytes).sum::<u64>();
         true
+    }
+
+    /// Puts back a session that was frozen, with all its answers. False, and of no use any more, if another has its nonce.
+    pub fn restore(&mut self, id: SessionId, session: Session) -> bool {
+        self.reply_bytes += session.answers.iter().map(Answer::bytes).sum::<u64>();
+        let unique = self.by_nonce.insert(session.nonce, id).is_none();
+        self.live.insert(id, Arc::new(session));
+        unique
+    }
+
+    /// Live sessions from `first` on, in the order of their ids.
+    pub fn range(&self, first: SessionId) -> impl Iterator<Item = (SessionId, &Session)> {
+        self.live.range(first..).map(|(id, session)| (*id, &**session))
     }
 
     /// Live sessions.
