@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lockstep_engine::{Answer, Operation};
-use lockstep_types::kv::{Expected, KEY_BYTES_MAX, KvReply, KvRequest};
-use lockstep_types::limits::REQUEST_BYTES_MAX;
+use lockstep_types::kv::{KvReply, KvRequest};
 use lockstep_types::{Command, Outcome};
 use lockstep_wire::{limits, v1};
 use tonic::metadata::MetadataMap;
@@ -29,7 +28,7 @@ impl KeyValueService {
         };
         clients::takes_requests(&self.process, None).map_err(unary::status)?;
         let reads = request.is_read();
-        let operation = operation(request)?;
+        let operation = operation(&request)?;
         let reply = match unary::ask(&self.process, operation, timeout).await? {
             Answer::Outcome(Outcome::Replied { reply }) | Answer::Read(reply) => reply,
             Answer::Outcome(outcome) => return Err(Status::internal(format!("unexpected outcome: {outcome}"))),
@@ -40,6 +39,9 @@ impl KeyValueService {
             Ok(KvReply::Omitted) => Err(Status::unavailable(
                 "the request changed nothing, and its reply was left out among many large ones; try again",
             )),
+            Ok(KvReply::TooLarge) => Err(Status::out_of_range(
+                "the transaction changed nothing: the values that it reads are larger than a reply; read fewer keys at a time",
+            )),
             Ok(reply) => Ok(reply),
             Err(error) => Err(Status::internal(format!(
                 "the {} was executed, but its reply does not decode: {error}",
@@ -49,16 +51,8 @@ impl KeyValueService {
     }
 }
 
-fn operation(request: KvRequest) -> Result<Operation, Status> {
-    let key = request.key().len();
-    if key == 0 || key > KEY_BYTES_MAX {
-        return Err(Status::invalid_argument(format!("a key has 1 to {KEY_BYTES_MAX} bytes, not {key}")));
-    }
-    let body = request.encode();
-    if body.len() > REQUEST_BYTES_MAX {
-        let text = format!("the request has {} bytes; at most {REQUEST_BYTES_MAX} are taken", body.len());
-        return Err(Status::invalid_argument(text));
-    }
+fn operation(request: &KvRequest) -> Result<Operation, Status> {
+    let body = request.checked().map_err(|error| Status::invalid_argument(error.to_string()))?;
     Ok(if request.is_read() { Operation::Read(body) } else { Operation::Command(Command::Plain { body }.encode()) })
 }
 
@@ -70,7 +64,7 @@ fn unexpected(reply: &KvReply) -> Status {
 impl v1::key_value_server::KeyValue for KeyValueService {
     async fn put(&self, request: Request<v1::PutRequest>) -> Result<Response<v1::PutResponse>, Status> {
         let (metadata, _, put) = request.into_parts();
-        match self.ask(&metadata, KvRequest::Put { key: put.key, value: put.value }).await? {
+        match self.ask(&metadata, put.into()).await? {
             KvReply::Written { version } => Ok(Response::new(v1::PutResponse { version })),
             reply => Err(unexpected(&reply)),
         }
@@ -78,18 +72,16 @@ impl v1::key_value_server::KeyValue for KeyValueService {
 
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetResponse>, Status> {
         let (metadata, _, get) = request.into_parts();
-        match self.ask(&metadata, KvRequest::Get { key: get.key }).await? {
-            KvReply::Found(found) => {
-                Ok(Response::new(v1::GetResponse { found: true, value: found.value, version: found.version }))
-            }
-            KvReply::Missing => Ok(Response::new(v1::GetResponse::default())),
+        match self.ask(&metadata, get.into()).await? {
+            KvReply::Found(found) => Ok(Response::new(Some(found).into())),
+            KvReply::Missing => Ok(Response::new(None.into())),
             reply => Err(unexpected(&reply)),
         }
     }
 
     async fn delete(&self, request: Request<v1::DeleteRequest>) -> Result<Response<v1::DeleteResponse>, Status> {
         let (metadata, _, delete) = request.into_parts();
-        match self.ask(&metadata, KvRequest::Delete { key: delete.key }).await? {
+        match self.ask(&metadata, delete.into()).await? {
             KvReply::Deleted => Ok(Response::new(v1::DeleteResponse { deleted: true })),
             KvReply::Missing => Ok(Response::new(v1::DeleteResponse { deleted: false })),
             reply => Err(unexpected(&reply)),
@@ -101,18 +93,31 @@ impl v1::key_value_server::KeyValue for KeyValueService {
         request: Request<v1::CompareAndSetRequest>,
     ) -> Result<Response<v1::CompareAndSetResponse>, Status> {
         let (metadata, _, set) = request.into_parts();
-        let expected = match set.expected {
-            Some(v1::compare_and_set_request::Expected::ExpectedVersion(version)) => Expected::Version(version),
-            Some(v1::compare_and_set_request::Expected::ExpectedValue(value)) => Expected::Value(value),
-            None => return Err(Status::invalid_argument("expected_version or expected_value is missing")),
-        };
-        let request = KvRequest::CompareAndSet { key: set.key, expected, value: set.value };
-        let (written, version, value) = match self.ask(&metadata, request).await? {
+        let (written, version, value) = match self.ask(&metadata, set.try_into()?).await? {
             KvReply::Written { version } => (true, version, Bytes::new()),
             KvReply::Mismatch { current: Some(current) } => (false, current.version, current.value),
             KvReply::Mismatch { current: None } => (false, 0, Bytes::new()),
             reply => return Err(unexpected(&reply)),
         };
         Ok(Response::new(v1::CompareAndSetResponse { written, version, value }))
+    }
+
+    async fn scan(&self, request: Request<v1::ScanRequest>) -> Result<Response<v1::ScanResponse>, Status> {
+        let (metadata, _, scan) = request.into_parts();
+        match self.ask(&metadata, scan.into()).await? {
+            KvReply::Scanned(page) => Ok(Response::new(page.into())),
+            reply => Err(unexpected(&reply)),
+        }
+    }
+
+    async fn transaction(
+        &self,
+        request: Request<v1::TransactionRequest>,
+    ) -> Result<Response<v1::TransactionResponse>, Status> {
+        let (metadata, _, transaction) = request.into_parts();
+        match self.ask(&metadata, transaction.try_into()?).await? {
+            KvReply::Transaction(done) => Ok(Response::new(done.into())),
+            reply => Err(unexpected(&reply)),
+        }
     }
 }

@@ -99,6 +99,37 @@ async fn key_or_value_out_of_bounds_is_refused() {
 }
 
 #[tokio::test]
+async fn scan_or_transaction_out_of_bounds_is_refused() {
+    let service = Service::born(1).await;
+    let mut kv = service.replicas[0].kv();
+    let refused = |status: tonic::Status, code: Code, words: &str| {
+        assert_eq!((status.code(), status.message()), (code, words));
+    };
+    let scan = v1::ScanRequest { limit: 10_001, ..v1::ScanRequest::default() };
+    let words = "a scan gives 1 to 10000 keys at a time, not 10001";
+    refused(kv.scan(scan).await.expect_err("too many"), Code::InvalidArgument, words);
+    let scan = v1::ScanRequest { prefix: vec![7; 4097].into(), ..v1::ScanRequest::default() };
+    let words = "the start of a scan has at most 4096 bytes, not 4097";
+    refused(kv.scan(scan).await.expect_err("too long"), Code::InvalidArgument, words);
+
+    let get = v1::transaction_operation::Operation::Get(v1::GetRequest { key: "key".into() });
+    let get = v1::TransactionOperation { operation: Some(get) };
+    let transaction = |then| v1::TransactionRequest { then, ..v1::TransactionRequest::default() };
+    let words = "a transaction has at most 128 operations if they hold, not 129; make it several";
+    let status = kv.transaction(transaction(vec![get.clone(); 129])).await.expect_err("too many");
+    refused(status, Code::InvalidArgument, words);
+    let words = "put, get or delete of a transaction is missing";
+    let status = kv.transaction(transaction(vec![v1::TransactionOperation { operation: None }])).await;
+    refused(status.expect_err("nothing to do"), Code::InvalidArgument, words);
+
+    service.replicas[0].put("key", &"v".repeat(600_000)).await.expect("it fits");
+    let status = kv.transaction(transaction(vec![get; 2])).await.expect_err("a reply of 1.2 MB");
+    let words =
+        "the transaction changed nothing: the values that it reads are larger than a reply; read fewer keys at a time";
+    refused(status, Code::OutOfRange, words);
+}
+
+#[tokio::test]
 async fn connection_above_the_limit_is_closed_and_the_others_stay() {
     let mut service = Service::stopped(1);
     service.replicas[0].option("--max-connections=3");

@@ -127,6 +127,37 @@ async fn unary_compare_and_set_and_delete_say_what_they_found() {
 }
 
 #[tokio::test]
+async fn unary_scan_and_transaction_say_what_they_found() {
+    let service = Service::born(3).await;
+    let mut kv = service.replicas[2].kv();
+    let put = |key: &'static str| {
+        let put = v1::PutRequest { key: key.into(), value: "value".into() };
+        v1::TransactionOperation { operation: Some(v1::transaction_operation::Operation::Put(put)) }
+    };
+    let compares = vec![v1::Compare { key: "a".into(), expected: Some(v1::compare::Expected::Exists(false)) }];
+    let write = v1::TransactionRequest { compares, then: vec![put("a"), put("b"), put("c")], otherwise: vec![] };
+    let done = kv.transaction(write.clone()).await.expect("a majority runs").into_inner();
+    assert_eq!((done.held, done.responses.len()), (true, 3));
+    let again = kv.transaction(write).await.expect("a majority runs").into_inner();
+    assert_eq!((again.held, again.responses.len()), (false, 0));
+
+    // Any replica answers it, with what was written through another one.
+    let mut kv = service.replicas[0].kv();
+    let scan = v1::ScanRequest { limit: 2, ..v1::ScanRequest::default() };
+    let page = kv.scan(scan.clone()).await.expect("a majority runs").into_inner();
+    assert_eq!(page.entries.iter().map(|entry| &entry.key[..]).collect::<Vec<_>>(), [b"a", b"b"]);
+    let rest = kv.scan(v1::ScanRequest { start: page.next, ..scan }).await.expect("a majority runs").into_inner();
+    assert_eq!((rest.entries.len(), &rest.entries[0].key[..], &rest.next[..]), (1, &b"c"[..], &b""[..]));
+
+    let get = v1::transaction_operation::Operation::Get(v1::GetRequest { key: "c".into() });
+    let then = vec![v1::TransactionOperation { operation: Some(get) }];
+    let read = v1::TransactionRequest { then, ..v1::TransactionRequest::default() };
+    let read = kv.transaction(read).await.expect("a majority runs").into_inner();
+    let found = v1::GetResponse { found: true, value: "value".into(), version: 1 };
+    assert_eq!(read.responses[0].response, Some(v1::operation_response::Response::Get(found)));
+}
+
+#[tokio::test]
 async fn leader_killed_under_writes_loses_nothing() {
     let mut service = Service::born(3).await;
     let leader = service.leader().await;

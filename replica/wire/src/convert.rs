@@ -125,7 +125,7 @@ fn array<const N: usize>(field: &'static str, bytes: &[u8]) -> Result<[u8; N], W
     bytes.try_into().map_err(|_| WireError::Length { field, expected: N, actual: bytes.len() })
 }
 
-fn present<T>(field: &'static str, value: Option<T>) -> Result<T, WireError> {
+pub(crate) fn present<T>(field: &'static str, value: Option<T>) -> Result<T, WireError> {
     value.ok_or(WireError::Missing { field })
 }
 

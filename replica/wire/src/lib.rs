@@ -8,10 +8,12 @@
 //! | [`v1`] | generated messages, clients and servers |
 //! | [`limits`] | how large frames and queues may be |
 //! | [`convert`] | [`lockstep_types::Command`] ↔ [`v1::Request`], [`lockstep_types::Outcome`] ↔ [`v1::Response`] and identities |
+//! | `key_value` | requests and replies of the key-value machine ↔ the messages of [`v1::key_value_server::KeyValue`] |
 //! | [`admin`] | the typed form of [`v1::StatusResponse`] |
 
 pub mod admin;
 pub mod convert;
+mod key_value;
 pub mod limits;
 
 pub use admin::{ReplicaStatus, Role, VoterStatus};
