@@ -28,6 +28,9 @@ pub use client::{Client, ClientOptions, Resolution, TIMEOUT};
 pub use error::{AdminError, ClientError};
 pub use kv::{CasOutcome, Kv};
 pub use lockstep_session::Ticket;
-pub use lockstep_types::kv::{Expected, Versioned};
+pub use lockstep_types::kv::{
+    Compare, Entry, Expected, KvOperation, OperationReply, Page, SCAN_ENTRIES_MAX, Scan, Transaction, TransactionReply,
+    Versioned,
+};
 pub use lockstep_wire::{Leader, ReplicaStatus, Role, VoterStatus};
 pub use tonic::Code;

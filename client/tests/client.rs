@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fake::{Replica, Service, genesis};
-use lockstep_client::{CasOutcome, Client, ClientError, ClientOptions, Expected, Resolution};
+use lockstep_client::{
+    CasOutcome, Client, ClientError, ClientOptions, Compare, Entry, Expected, KvOperation, OperationReply, Resolution,
+    Scan, Transaction, TransactionReply, Versioned,
+};
 use lockstep_types::ServiceId;
 use lockstep_types::kv::KvRequest;
 
@@ -72,6 +75,73 @@ async fn client_all_operations_work() {
     assert_eq!(service.sessions(), 1);
     client.close().await;
     assert_eq!(service.sessions(), 0, "close ends the session");
+}
+
+#[tokio::test]
+async fn client_scan_follows_pages_to_the_end() {
+    let (_service, replicas) = service(1);
+    let client = connect(&replicas);
+    let kv = client.kv();
+    for key in ["user/c", "user/a", "other", "user/b", "user0"] {
+        kv.put(key, format!("value of {key}")).await.unwrap();
+    }
+    let mut keys = Vec::new();
+    let mut scan = Some(Scan { limit: 2, ..Scan::prefix("user/") });
+    while let Some(range) = scan {
+        let page = kv.scan(range.clone()).await.unwrap();
+        assert!(page.entries.len() <= 2);
+        for Entry { key, found } in page.entries {
+            assert_eq!(found.value, format!("value of {}", String::from_utf8_lossy(&key)));
+            keys.push(key);
+        }
+        scan = page.next.map(|start| Scan { start, ..range });
+    }
+    assert_eq!(keys, ["user/a", "user/b", "user/c"]);
+    let page = kv.scan(Scan { keys_only: true, ..Scan::all() }).await.unwrap();
+    assert_eq!((page.entries.len(), page.next), (5, None));
+    assert!(page.entries.iter().all(|entry| entry.found.value.is_empty() && entry.found.version == 1));
+}
+
+#[tokio::test]
+async fn client_transaction_writes_once_or_reads() {
+    let (service, replicas) = service(3);
+    let client = connect(&replicas);
+    let kv = client.kv();
+    let take = Transaction {
+        compares: vec![Compare::missing("lock")],
+        then: vec![KvOperation::put("lock", "me"), KvOperation::put("count", "1")],
+        otherwise: vec![KvOperation::get("lock")],
+    };
+    // The first attempt is executed and not answered: the retry gets the same answer, and finds no lock of its own.
+    service.swallow.store(1, Ordering::SeqCst);
+    let done = kv.transaction(take.clone()).await.unwrap();
+    assert_eq!((done.held, done.replies.len()), (true, 2));
+    assert_eq!(service.version("count"), 1);
+    let found = Versioned { value: "me".into(), version: 1 };
+    let refused = kv.transaction(take).await.unwrap();
+    assert_eq!(refused, TransactionReply { held: false, replies: vec![OperationReply::Get { found: Some(found) }] });
+    let read =
+        Transaction { then: vec![KvOperation::get("count"), KvOperation::get("none")], ..Transaction::default() };
+    let read = kv.transaction(read).await.unwrap();
+    assert!(matches!(&read.replies[..], [OperationReply::Get { found: Some(_) }, OperationReply::Get { found: None }]));
+}
+
+#[tokio::test]
+async fn client_request_out_of_range_is_rejected_and_not_sent() {
+    let (_service, replicas) = service(1);
+    let client = connect(&replicas);
+    let kv = client.kv();
+    let rejected = |reason: &str| ClientError::Rejected { reason: reason.to_owned() };
+    assert_eq!(kv.get("").await, Err(rejected("a key has 1 to 4096 bytes, not 0")));
+    assert_eq!(kv.put("k".repeat(4097), "").await, Err(rejected("a key has 1 to 4096 bytes, not 4097")));
+    let scan = Scan { limit: 0, ..Scan::all() };
+    assert_eq!(kv.scan(scan).await, Err(rejected("a scan gives 1 to 10000 keys at a time, not 0")));
+    let then = vec![KvOperation::get("k"); 129];
+    assert_eq!(
+        kv.transaction(Transaction { then, ..Transaction::default() }).await,
+        Err(rejected("a transaction has at most 128 operations if they hold, not 129; make it several"))
+    );
+    assert_eq!(replicas[0].faults.requests.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test]

@@ -36,6 +36,34 @@ fn cas_without_an_expectation_is_a_usage_error() {
 }
 
 #[test]
+fn txn_malformed_is_a_usage_error_in_words() {
+    for (args, words) in [
+        (&["kv", "txn"][..], "--if <CONDITION>|--then <OPERATION>|--else <OPERATION>"),
+        (
+            &["kv", "txn", "--if", "lock"],
+            "\"lock\" is no condition; write KEY=version:3, KEY=value:x, KEY=exists or KEY=missing",
+        ),
+        (&["kv", "txn", "--if", "lock=version:x"], "\"x\" is no version; versions are whole numbers"),
+        (&["kv", "txn", "--then", "take lock"], "\"take lock\" is no operation; write 'put KEY VALUE', 'get KEY'"),
+        (&["kv", "txn", "--else", "get 'k"], "the quotes in \"get 'k\" do not match"),
+        (&["kv", "scan", "--limit", "0"], "invalid value '0' for '--limit <COUNT>'"),
+    ] {
+        let output = lockstep(args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(stderr(&output).contains(words), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn kv_commands_show_an_example_in_their_help() {
+    for command in ["put", "get", "delete", "cas", "scan", "txn"] {
+        let output = lockstep(&["kv", command, "--help"]);
+        let help = String::from_utf8(output.stdout).unwrap();
+        assert!(help.contains(&format!("Example: lockstep kv {command} ")), "{help}");
+    }
+}
+
+#[test]
 fn status_without_a_service_lists_why() {
     let output = lockstep(&["status", "--endpoints", "127.0.0.1:1"]);
     assert_eq!(output.status.code(), Some(1));

@@ -161,6 +161,53 @@ fn dev_stopped_and_started_again_finds_its_data() {
 }
 
 #[test]
+fn kv_scan_and_txn_print_what_they_found() {
+    let dir = TempDir::new().unwrap();
+    let base = ports();
+    let mut dev = Dev::start(&dir, base);
+    dev.says("ready after");
+    let endpoint = format!("127.0.0.1:{base}");
+    let kv = |args: &[&str]| {
+        let done = lockstep(&[&["kv", "--endpoints", &endpoint], args].concat());
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (done.status.code(), text(done.stdout), text(done.stderr))
+    };
+    let nothing = String::new;
+    let lock =
+        ["txn", "--if", "lock=missing", "--then", "put lock 'it is me'", "--then", "put use/1 a", "--else", "get lock"];
+    assert_eq!(kv(&lock), (Some(0), "put lock: version 1\nput use/1: version 1\n".to_owned(), nothing()));
+    let refusal = "lockstep: the conditions do not hold; the operations of --else were done\n";
+    assert_eq!(kv(&lock), (Some(1), "get lock: it is me\n".to_owned(), refusal.to_owned()));
+    let more = [
+        "txn",
+        "--if",
+        "lock=value:it is me",
+        "--if",
+        "use/1=exists",
+        "--then",
+        "put use/2 b",
+        "--then",
+        "put use/3 c",
+    ];
+    assert_eq!(kv(&more).0, Some(0));
+
+    assert_eq!(kv(&["scan"]), (Some(0), "lock\tit is me\nuse/1\ta\nuse/2\tb\nuse/3\tc\n".to_owned(), nothing()));
+    assert_eq!(
+        kv(&["scan", "--prefix", "use/", "--limit", "2", "--keys-only"]),
+        (Some(0), "use/1\nuse/2\n".to_owned(), "lockstep: more keys follow; go on with --from \"use/3\"\n".to_owned())
+    );
+    assert_eq!(
+        kv(&["scan", "--from", "m", "--to", "use/2", "-o", "json"]),
+        (Some(0), "{\"entries\":[{\"key\":\"use/1\",\"value\":\"a\",\"version\":1}]}\n".to_owned(), nothing())
+    );
+    let cas = ["cas", "none", "--expect-exists", "x"];
+    assert_eq!(
+        kv(&cas),
+        (Some(1), nothing(), "lockstep: key \"none\" does not exist; nothing was written\n".to_owned())
+    );
+}
+
+#[test]
 fn dev_killed_leaves_no_replica_running() {
     let dir = TempDir::new().unwrap();
     let base = ports();

@@ -1,10 +1,13 @@
-//! `lockstep kv`: single operations on a key-value service.
+//! `lockstep kv`: operations on a key-value service.
+
+mod scan;
+mod txn;
 
 use std::io::Write;
 
 use clap::{Args, Subcommand};
 use lockstep_client::{CasOutcome, Client, Expected, Versioned};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::CliError;
 use crate::options::{Output, ServiceOptions};
@@ -24,6 +27,7 @@ pub struct KvArgs {
 #[derive(Debug, Subcommand)]
 enum KvCommand {
     /// Write a key. Prints its new version.
+    #[command(after_help = "Example: lockstep kv put colour blue")]
     Put {
         /// The key.
         key: String,
@@ -31,16 +35,19 @@ enum KvCommand {
         value: String,
     },
     /// Print the value of a key. Exit code 1 if there is no such key.
+    #[command(after_help = "Example: lockstep kv get colour")]
     Get {
         /// The key.
         key: String,
     },
     /// Remove a key. Exit code 1 if there is no such key.
+    #[command(after_help = "Example: lockstep kv delete colour")]
     Delete {
         /// The key.
         key: String,
     },
     /// Write a key only if it is as expected. Exit code 1 if it is not.
+    #[command(after_help = "Example: lockstep kv cas colour --expect-version 3 red")]
     Cas {
         /// The key.
         key: String,
@@ -49,6 +56,14 @@ enum KvCommand {
         /// Its new value.
         value: String,
     },
+    /// Print keys and values in the order of the keys, a tab between them.
+    #[command(after_help = "Example: lockstep kv scan --prefix user/ --limit 10")]
+    Scan(scan::ScanArgs),
+    /// Compare, then do one thing or the other; all of it or nothing. Exit code 1 if the conditions do not hold.
+    #[command(
+        after_help = "Example: lockstep kv txn --if 'lock=missing' --then 'put lock me' --then 'get config' --else 'get lock'"
+    )]
+    Txn(txn::TxnArgs),
 }
 
 #[derive(Debug, Args)]
@@ -60,6 +75,9 @@ struct Expect {
     /// The key has this value.
     #[arg(long, value_name = "VALUE")]
     expect_value: Option<String>,
+    /// The key exists, whatever its value.
+    #[arg(long)]
+    expect_exists: bool,
     /// There is no such key.
     #[arg(long)]
     expect_absent: bool,
@@ -70,6 +88,7 @@ impl Expect {
         match (self.expect_version, self.expect_value) {
             (Some(version), _) => Expected::Version(version),
             (None, Some(value)) => Expected::Value(value.into()),
+            (None, None) if self.expect_exists => Expected::Exists,
             (None, None) => Expected::Version(0),
         }
     }
@@ -116,6 +135,8 @@ async fn operate(client: &Client, command: KvCommand, output: Output) -> Result<
                 Err(CliError::Failed(words))
             }
         },
+        KvCommand::Scan(args) => scan::run(&kv, args, output).await,
+        KvCommand::Txn(args) => txn::run(&kv, args, output).await,
     }
 }
 
@@ -124,11 +145,18 @@ fn missing(key: &str) -> CliError {
 }
 
 fn describe(key: &str, found: &Versioned) -> Value {
-    match std::str::from_utf8(&found.value) {
-        Ok(value) => json!({"key": key, "value": value, "version": found.version}),
+    let fields =
+        [("key".into(), json!(key)), text_or_hex("value", &found.value), ("version".into(), json!(found.version))];
+    Value::from(Map::from_iter(fields))
+}
+
+/// A field of JSON: the bytes as text, or under `NAME_hex` as digits if they are none.
+fn text_or_hex(name: &str, bytes: &[u8]) -> (String, Value) {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => (name.to_owned(), json!(text)),
         Err(_) => {
-            let hex: String = found.value.iter().map(|byte| format!("{byte:02x}")).collect();
-            json!({"key": key, "value_hex": hex, "version": found.version})
+            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            (format!("{name}_hex"), json!(hex))
         }
     }
 }
