@@ -7,19 +7,25 @@
 //! - The genesis is recorded at most once, before any replica sees it, and only that one is ever sent (PROTOCOL §5, L6).
 //! - The leader goes last, after a hand-over.
 
+mod action;
+mod bootstrap;
 mod refusal;
+mod roll;
+mod wait;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 
-use lockstep_types::{Genesis, ReplicaId, ServiceId};
+use lockstep_types::{Genesis, ServiceId};
 
 use crate::build::Desired;
 use crate::drift;
 use crate::validate::Service;
-use crate::world::{Pod, Replica, Token, World};
+use crate::world::{Token, World};
 
+pub use action::Action;
 pub use refusal::Refusal;
+pub use wait::Wait;
 
 /// What [`decide`] says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,178 +40,6 @@ pub enum Decision {
     Converged,
 }
 
-/// One step that changes something.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Create the Secret with the admin token, once.
-    CreateToken,
-    /// Apply the objects that are not as built: kind, name, and the path that differs.
-    Apply(Vec<(&'static str, String, String)>),
-    /// Write the genesis down. Nothing is sent before that.
-    RecordGenesis {
-        /// What to record.
-        genesis: Genesis,
-        /// Whether kept volumes had it already.
-        adopted: bool,
-    },
-    /// Send the recorded genesis to those who have none yet.
-    SendGenesis {
-        /// The recorded one.
-        genesis: Genesis,
-        /// Pods by ordinal.
-        targets: Vec<usize>,
-    },
-    /// Have the leader hand over, so that its pod can go.
-    HandOver {
-        /// Who leads.
-        leader: usize,
-        /// Who shall.
-        to: usize,
-        /// Its identity.
-        target: ReplicaId,
-    },
-    /// Delete a pod, so that the StatefulSet makes it anew.
-    DeletePod {
-        /// Its ordinal.
-        ordinal: usize,
-        /// The very pod that was judged.
-        uid: String,
-        /// Why now.
-        why: &'static str,
-    },
-    /// Ask for larger volumes.
-    GrowVolumes {
-        /// Claims by ordinal.
-        claims: Vec<usize>,
-    },
-}
-
-impl Action {
-    /// The reason in events and conditions.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Action::CreateToken => "TokenCreated",
-            Action::Apply(_) => "Applied",
-            Action::RecordGenesis { adopted: false, .. } => "GenesisRecorded",
-            Action::RecordGenesis { adopted: true, .. } => "VolumesAdopted",
-            Action::SendGenesis { .. } => "GenesisSent",
-            Action::HandOver { .. } => "LeaderHandedOver",
-            Action::DeletePod { .. } => "PodReplaced",
-            Action::GrowVolumes { .. } => "VolumesGrown",
-        }
-    }
-
-    /// What the conditions call it while it is under way, and which operation it is a part of.
-    pub fn progress(&self, service: &Service) -> (&'static str, String) {
-        match self {
-            Action::CreateToken | Action::Apply(_) => ("Building", "creating and updating the objects".to_owned()),
-            Action::RecordGenesis { .. } | Action::SendGenesis { .. } => {
-                ("Bootstrapping", "bringing the genesis to all replicas".to_owned())
-            }
-            Action::HandOver { leader: ordinal, .. } | Action::DeletePod { ordinal, .. } => {
-                ("Rolling", format!("replacing pods one by one; {} is next", service.pod_name(*ordinal)))
-            }
-            Action::GrowVolumes { .. } => ("GrowingVolumes", format!("growing the volumes to {}", service.size)),
-        }
-    }
-
-    /// The one pod that it acts on.
-    pub fn pod(&self) -> Option<usize> {
-        match self {
-            Action::HandOver { leader: ordinal, .. } | Action::DeletePod { ordinal, .. } => Some(*ordinal),
-            Action::CreateToken
-            | Action::Apply(_)
-            | Action::RecordGenesis { .. }
-            | Action::SendGenesis { .. }
-            | Action::GrowVolumes { .. } => None,
-        }
-    }
-
-    /// What the event says.
-    pub fn describe(&self, service: &Service) -> String {
-        match self {
-            Action::CreateToken => format!("created Secret {} with a fresh admin token", service.token_name()),
-            Action::Apply(objects) => {
-                let list: Vec<_> = objects.iter().map(|(kind, name, _)| format!("{kind} {name}")).collect();
-                format!("applied {}", list.join(", "))
-            }
-            Action::RecordGenesis { genesis, adopted: false } => {
-                format!("recorded the genesis of service {} with {} voters", genesis.service, genesis.voters.len())
-            }
-            Action::RecordGenesis { genesis, adopted: true } => {
-                format!("adopted the kept volumes of service {}", genesis.service)
-            }
-            Action::SendGenesis { targets, .. } => {
-                format!("sent the genesis to {}", names(targets.iter().map(|ordinal| service.pod_name(*ordinal))))
-            }
-            Action::HandOver { leader, to, .. } => {
-                format!("had {} hand over to {}, to replace its pod", service.pod_name(*leader), service.pod_name(*to))
-            }
-            Action::DeletePod { ordinal, why, .. } => format!("deleted pod {}: {why}", service.pod_name(*ordinal)),
-            Action::GrowVolumes { claims } => format!(
-                "asked for {} in {}",
-                service.size,
-                names(claims.iter().map(|ordinal| service.claim_name(*ordinal)))
-            ),
-        }
-    }
-}
-
-/// Why nothing is done right now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Wait {
-    /// An object of a former resource of this name is still on its way out.
-    FormerObject {
-        /// Its kind.
-        kind: &'static str,
-        /// Its name.
-        name: String,
-    },
-    /// Kubernetes has not made or taken note of everything yet.
-    Kubernetes,
-    /// Before genesis: replicas that do not answer yet, with the reason if one is known.
-    Starting(Vec<(usize, Option<String>)>),
-    /// A roll is under way, and these replicas must be ready before the next pod goes.
-    Rolling(Vec<(usize, Option<String>)>),
-    /// A roll is under way, and the leader is not known.
-    NoLeader,
-    /// Replicas that are not ready, and nothing that the operator could do about it.
-    NotReady(Vec<(usize, Option<String>)>),
-}
-
-impl Wait {
-    /// The reason in conditions.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Wait::FormerObject { .. } => "WaitingForDeletion",
-            Wait::Kubernetes => "WaitingForPods",
-            Wait::Starting(_) => "ReplicasStarting",
-            Wait::Rolling(_) | Wait::NoLeader => "Rolling",
-            Wait::NotReady(_) => "ReplicasNotReady",
-        }
-    }
-
-    /// What the condition says.
-    pub fn describe(&self, service: &Service) -> String {
-        let list = |pods: &[(usize, Option<String>)]| {
-            names(pods.iter().map(|(ordinal, why)| match why {
-                Some(why) => format!("{} ({why})", service.pod_name(*ordinal)),
-                None => service.pod_name(*ordinal),
-            }))
-        };
-        match self {
-            Wait::FormerObject { kind, name } => {
-                format!("waiting until {kind} {name} of the former resource of this name is gone")
-            }
-            Wait::Kubernetes => "waiting until Kubernetes has made the pods".to_owned(),
-            Wait::Starting(pods) => format!("waiting for the first answer of {}", list(pods)),
-            Wait::Rolling(pods) => format!("replacing pods one by one; waiting until {} is ready", list(pods)),
-            Wait::NoLeader => "replacing pods one by one; waiting until a leader is known".to_owned(),
-            Wait::NotReady(pods) => format!("waiting until {} is ready", list(pods)),
-        }
-    }
-}
-
 /// The next step for `service`, whose objects shall be `desired`, in the world as seen. `fresh` becomes the id of the service
 /// if it is to be born now.
 pub fn decide(service: &Service, desired: &[Desired], world: &World, fresh: ServiceId) -> Decision {
@@ -214,9 +48,9 @@ pub fn decide(service: &Service, desired: &[Desired], world: &World, fresh: Serv
 
 /// The same once the objects are as built.
 fn pods(service: &Service, world: &World, fresh: ServiceId) -> Decision {
-    stuck(world)
+    roll::stuck(world)
         .or_else(|| match &service.recorded {
-            None => Some(bootstrap(service, world, fresh)),
+            None => Some(bootstrap::bootstrap(service, world, fresh)),
             Some(genesis) => settle(service, genesis, world),
         })
         .unwrap_or(Decision::Converged)
@@ -257,99 +91,6 @@ fn objects(service: &Service, desired: &[Desired], world: &World) -> Option<Deci
     (!stale.is_empty()).then_some(Decision::Act(Action::Apply(stale)))
 }
 
-/// Outdated pods that cannot run at all go first, and at any time: nothing is lost with them, and this is how a bad image
-/// heals once the resource is corrected.
-fn stuck(world: &World) -> Option<Decision> {
-    if world.set.as_ref().is_none_or(|set| !set.up_to_date) {
-        return Some(Decision::Wait(Wait::Kubernetes));
-    }
-    // A second pod is never given to a template whose first has not answered yet: one past crash looks like "cannot run" too,
-    // and the old pod may be back in seconds.
-    let revision = world.set.as_ref().map(|set| &set.update_revision);
-    let unproven = |pod: &Pod| Some(&pod.revision) == revision && !pod.terminating && pod.replica.is_none();
-    if world.pods.values().any(unproven) {
-        return None;
-    }
-    let stuck = |pod: &Pod| !pod.terminating && pod.replica.is_none() && pod.stuck.is_some();
-    let ordinal = world.outdated().into_iter().find(|ordinal| stuck(&world.pods[ordinal]))?;
-    Some(delete(world, ordinal, "it cannot run, and is not of the current template"))
-}
-
-/// From fresh replicas to a recorded genesis, or from kept volumes to an adopted one.
-fn bootstrap(service: &Service, world: &World, fresh: ServiceId) -> Decision {
-    // Before genesis there is nothing to lose in a pod that has no service.
-    let idle = |ordinal: &usize| {
-        let pod = &world.pods[ordinal];
-        !pod.terminating && pod.replica.as_ref().is_none_or(|replica| replica.service.is_none())
-    };
-    if let Some(ordinal) = world.outdated().into_iter().find(idle) {
-        return delete(world, ordinal, "it is not of the current template");
-    }
-    if let Some(refusal) = duplicates(world) {
-        return Decision::Refuse(refusal);
-    }
-    let kept: BTreeMap<usize, &Replica> = world.replicas().filter(|(_, replica)| replica.service.is_some()).collect();
-    if service.adopt.is_none() && !kept.is_empty() {
-        return Decision::Refuse(Refusal::VolumesFromAnotherService {
-            found: kept.iter().filter_map(|(ordinal, replica)| Some((*ordinal, replica.service?))).collect(),
-        });
-    }
-    let silent: Vec<_> = (0..service.replicas)
-        .filter(|ordinal| world.replica(*ordinal).is_none())
-        .map(|ordinal| (ordinal, why_not_ready(world, ordinal)))
-        .collect();
-    if !silent.is_empty() {
-        return Decision::Wait(Wait::Starting(silent));
-    }
-    match service.adopt {
-        Some(wanted) => adopt(service, &kept, wanted),
-        None => {
-            let voters = world.replicas().take(service.replicas).map(|(_, replica)| replica.id).collect();
-            Decision::Act(Action::RecordGenesis {
-                genesis: Genesis {
-                    service: fresh,
-                    fault_model: service.fault_model,
-                    voters,
-                    machine: service.machine.clone(),
-                    sessions_max: Genesis::SESSIONS_MAX,
-                    reply_bytes_max: Genesis::REPLY_BYTES_MAX,
-                    snapshot_bytes: Genesis::SNAPSHOT_BYTES,
-                },
-                adopted: false,
-            })
-        }
-    }
-}
-
-/// Kept volumes become this resource's if a quorum of one service is there, and it is the one that was named.
-fn adopt(service: &Service, kept: &BTreeMap<usize, &Replica>, wanted: ServiceId) -> Decision {
-    let others: Vec<_> = kept
-        .iter()
-        .filter_map(|(ordinal, replica)| Some((*ordinal, replica.service?)))
-        .filter(|(_, found)| *found != wanted)
-        .collect();
-    if !others.is_empty() {
-        return Decision::Refuse(Refusal::AdoptsAnother { wanted, found: others });
-    }
-    let genesis: BTreeSet<Vec<u8>> =
-        kept.values().filter_map(|replica| Some(replica.genesis.as_ref()?.encode())).collect();
-    let first = kept.values().find_map(|replica| replica.genesis.clone());
-    let Some(genesis) = first.filter(|found| genesis.len() == 1 && found.service == wanted) else {
-        return Decision::Refuse(Refusal::AdoptsNothing { wanted });
-    };
-    let present = kept.values().filter(|replica| genesis.voters.contains(&replica.id)).count();
-    if genesis.voters.len() != service.replicas
-        || genesis.fault_model != service.fault_model
-        || genesis.machine != service.machine
-    {
-        return Decision::Refuse(Refusal::AdoptsDifferent { genesis });
-    }
-    if present < service.quorum() {
-        return Decision::Refuse(Refusal::AdoptsTooFew { wanted, present, quorum: service.quorum() });
-    }
-    Decision::Act(Action::RecordGenesis { genesis, adopted: true })
-}
-
 /// From a recorded genesis to a converged service.
 fn settle(service: &Service, genesis: &Genesis, world: &World) -> Option<Decision> {
     if let Some(wanted) = service.adopt.filter(|wanted| *wanted != genesis.service) {
@@ -366,7 +107,7 @@ fn settle(service: &Service, genesis: &Genesis, world: &World) -> Option<Decisio
     if let Some(refusal) = duplicates(world).or_else(|| strangers(genesis, world)) {
         return Some(Decision::Refuse(refusal));
     }
-    let rolling = roll(service, genesis, world);
+    let rolling = roll::roll(service, genesis, world);
     match rolling {
         Some(Decision::Act(_)) => return rolling,
         // A full volume can be why a replica is not ready, so growing does not wait for a roll that waits.
@@ -407,39 +148,6 @@ fn strangers(genesis: &Genesis, world: &World) -> Option<Refusal> {
         .map(|(ordinal, _)| ordinal)
         .collect();
     (!lost.is_empty()).then_some(Refusal::ReplicaLost { pods: lost })
-}
-
-/// Outdated pods one by one: only while every other replica is ready, followers first, the leader last and after a hand-over.
-fn roll(service: &Service, genesis: &Genesis, world: &World) -> Option<Decision> {
-    let outdated = world.outdated();
-    let ready = |ordinal: &usize| world.is_ready(*ordinal, genesis);
-    let (well, sick): (Vec<usize>, Vec<usize>) = outdated.iter().partition(|ordinal| ready(ordinal));
-    let next = sick.first().or(well.first())?;
-    if outdated.iter().any(|ordinal| world.pods[ordinal].terminating) {
-        return Some(Decision::Wait(Wait::Rolling(not_ready(service, genesis, world, None))));
-    }
-    if let Some(ordinal) = sick.first() {
-        let waiting = not_ready(service, genesis, world, Some(*ordinal));
-        if waiting.is_empty() {
-            return Some(delete(world, *ordinal, "it is not ready, and not of the current template"));
-        }
-        return Some(Decision::Wait(Wait::Rolling(not_ready(service, genesis, world, None))));
-    }
-    let waiting = not_ready(service, genesis, world, None);
-    if !waiting.is_empty() {
-        return Some(Decision::Wait(Wait::Rolling(waiting)));
-    }
-    if service.replicas == 1 {
-        return Some(delete(world, *next, "it is not of the current template"));
-    }
-    let Some(leader) = world.leader(genesis) else { return Some(Decision::Wait(Wait::NoLeader)) };
-    // The highest ordinal first, as a StatefulSet would.
-    if let Some(follower) = outdated.iter().rev().find(|ordinal| **ordinal != leader) {
-        return Some(delete(world, *follower, "it is not of the current template"));
-    }
-    // Only the leader is left, so everybody else is of the current template, and ready.
-    let (to, replica) = world.replicas().find(|(ordinal, _)| *ordinal != leader)?;
-    Some(Decision::Act(Action::HandOver { leader, to, target: replica.id }))
 }
 
 /// Claims that ask for less than the resource does.

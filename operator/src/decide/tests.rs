@@ -1,12 +1,15 @@
-//! `decide` as a table, then its invariants over every combination of pods that a small service can be in.
+//! `decide` as a table.
 
-use lockstep_types::{Slot, View};
+mod every;
+mod roll;
+
+use lockstep_types::{ReplicaId, Slot, View};
 
 use super::*;
 use crate::build;
 use crate::quantity::Amount;
 use crate::validate::tests::{example, genesis, service};
-use crate::world::{Claim, Set};
+use crate::world::{Claim, Pod, Replica, Set};
 
 const FRESH: ServiceId = ServiceId::from_bytes([9; 16]);
 const OTHER: ServiceId = ServiceId::from_bytes([7; 16]);
@@ -270,80 +273,6 @@ fn cloned_volume_is_refused_before_and_after_genesis() {
 }
 
 #[test]
-fn roll_takes_followers_first_and_the_leader_after_a_hand_over() {
-    table(
-        &with_genesis(example()),
-        &[
-            (&[(Ready, O), (Leader, O), (Ready, O)], "delete 2"),
-            (&[(Ready, O), (Leader, O), (Absent, N)], "wait Rolling"),
-            (&[(Ready, O), (Leader, O), (Silent, N)], "wait Rolling"),
-            (&[(Ready, O), (Leader, O), (NotReady, N)], "wait Rolling"),
-            (&[(Ready, O), (Leader, O), (Ready, N)], "delete 0"),
-            (&[(Terminating, O), (Leader, O), (Ready, N)], "wait Rolling"),
-            (&[(Ready, N), (Leader, O), (Ready, N)], "hand over 1→0"),
-            (&[(Leader, N), (Ready, O), (Ready, N)], "delete 1"),
-            (&[(Leader, N), (Ready, N), (Ready, N)], "converged"),
-        ],
-    );
-}
-
-#[test]
-fn roll_with_a_sick_replica_takes_it_first_and_only_it() {
-    table(
-        &with_genesis(example()),
-        &[
-            (&[(Leader, O), (NotReady, O), (Ready, O)], "delete 1"),
-            (&[(Leader, O), (NotReady, O), (NotReady, O)], "wait Rolling"),
-            (&[(Leader, O), (NotReady, O), (Silent, N)], "wait Rolling"),
-            (&[(Ready, O), (Ready, O), (Ready, O)], "wait Rolling"), // nobody leads
-        ],
-    );
-}
-
-#[test]
-fn roll_of_a_bad_template_stops_at_the_first_pod_and_heals_when_corrected() {
-    let service = with_genesis(example());
-    table(
-        &service,
-        &[
-            (&[(Ready, O), (Leader, O), (Stuck, N)], "wait Rolling"),
-            // The template was corrected: the stuck pod is now an old one as well.
-            (&[(Ready, O), (Leader, O), (Stuck, O)], "delete 2"),
-            (&[(Stuck, O), (Stuck, O), (Stuck, O)], "delete 0"),
-            // A template that has not answered yet gets no second pod, whatever the old ones look like.
-            (&[(Ready, O), (Stuck, O), (Stuck, N)], "wait Rolling"),
-            (&[(Silent, N), (Stuck, O), (Stuck, O)], "wait Rolling"),
-            (&[(NotReady, N), (Stuck, O), (Stuck, O)], "delete 1"),
-        ],
-    );
-    let bad = world(&service, &[(Ready, O), (Leader, O), (Stuck, N)]);
-    let Decision::Wait(wait) = run(&service, &bad) else { panic!("a wait") };
-    assert!(wait.describe(&service).contains("kv-2 (cannot pull the image)"), "{}", wait.describe(&service));
-}
-
-#[test]
-fn roll_before_genesis_needs_no_gate() {
-    table(
-        &example(),
-        &[
-            (&[(Stuck, O), (Stuck, O), (Stuck, O)], "delete 0"),
-            (&[(Fresh, O), (Fresh, N), (Absent, N)], "delete 0"),
-            (&[(Silent, O), (Fresh, N), (Fresh, N)], "delete 0"),
-            (&[(Terminating, O), (Fresh, N), (Fresh, N)], "wait ReplicasStarting"),
-            (&[(Foreign, O), (Foreign, O), (Foreign, O)], "refuse VolumesFromAnotherService"),
-        ],
-    );
-}
-
-#[test]
-fn roll_of_a_single_replica_replaces_it() {
-    table(
-        &with_genesis(of_size(1)),
-        &[(&[(Leader, O)], "delete 0"), (&[(NotReady, O)], "delete 0"), (&[(Leader, N)], "converged")],
-    );
-}
-
-#[test]
 fn set_that_has_not_seen_its_template_is_waited_for() {
     let service = with_genesis(example());
     let mut world = world(&service, &[(Leader, O), (Ready, O), (Ready, O)]);
@@ -420,74 +349,4 @@ fn reason_with_figures_is_left_out_of_what_stands_in_the_status() {
     replica.not_ready = Some("1234 blocks behind".into());
     let Decision::Wait(wait) = run(&service, &world) else { panic!("a wait") };
     assert_eq!(wait.describe(&service), "waiting until kv-2 is ready");
-}
-
-/// Every combination of states and templates for `n` pods.
-fn every(n: usize, states: &[State], check: &mut impl FnMut(&[(State, bool)])) {
-    let options: Vec<(State, bool)> = states.iter().flat_map(|state| [(*state, N), (*state, O)]).collect();
-    let total = options.len().pow(u32::try_from(n).expect("small"));
-    for mut number in 0..total {
-        let mut pods = Vec::with_capacity(n);
-        for _ in 0..n {
-            pods.push(options[number % options.len()]);
-            number /= options.len();
-        }
-        if pods.iter().filter(|(state, _)| *state == Leader).count() <= 1 {
-            check(&pods);
-        }
-    }
-}
-
-#[test]
-fn every_combination_keeps_the_invariants() {
-    let small = [Absent, Terminating, Silent, Stuck, Fresh, NotReady, Ready, Leader, Lost, Foreign];
-    for (n, states) in [(1, &small[..]), (3, &small[..]), (5, &[Terminating, Stuck, NotReady, Ready, Leader][..])] {
-        let (bare, born) = (of_size(n), with_genesis(of_size(n)));
-        let quorum = born.quorum();
-        every(n, states, &mut |pods| {
-            let ready = |(state, _): &(State, bool)| matches!(state, Ready | Leader);
-            let world = world_of_pods(pods);
-            let before = super::pods(&bare, &world, FRESH);
-            let after = super::pods(&born, &world, FRESH);
-            // Before genesis: recorded only when all are fresh; never sent, nobody made to hand over.
-            match &before {
-                Decision::Act(Action::RecordGenesis { genesis, adopted }) => {
-                    assert!(!adopted && genesis.validate().is_ok(), "{pods:?}");
-                    assert!(pods.iter().all(|(state, _)| matches!(state, Fresh | Lost)), "{pods:?}");
-                }
-                Decision::Act(Action::SendGenesis { .. } | Action::HandOver { .. }) => panic!("{pods:?}: {before:?}"),
-                Decision::Converged => panic!("{pods:?}: converged without a genesis"),
-                _ => {}
-            }
-            // After genesis: none is ever recorded; only the recorded one is sent, only to voters without one.
-            match &after {
-                Decision::Act(Action::RecordGenesis { .. }) => panic!("{pods:?}: a second genesis"),
-                Decision::Act(Action::SendGenesis { genesis, targets }) => {
-                    assert_eq!(Some(genesis), born.recorded.as_ref());
-                    assert!(targets.iter().all(|target| pods[*target].0 == Fresh), "{pods:?}");
-                }
-                Decision::Act(Action::DeletePod { ordinal, .. }) => {
-                    let (state, current) = pods[*ordinal];
-                    assert!(!current && state != Terminating, "{pods:?}: a pod that is current, or on its way out");
-                    let others = pods.iter().enumerate().filter(|(other, pod)| other != ordinal && ready(pod)).count();
-                    if state != Stuck {
-                        assert_eq!(others, n - 1, "{pods:?}: another one is not ready");
-                        assert!(n == 1 || others >= quorum, "{pods:?}: no quorum is left");
-                        assert!(n == 1 || state != Leader, "{pods:?}: the leader goes without a hand-over");
-                    }
-                }
-                Decision::Act(Action::HandOver { leader, to, .. }) => {
-                    assert_eq!((pods[*leader], pods[*to]), ((Leader, O), (Ready, N)), "{pods:?}");
-                    assert!(pods.iter().all(ready), "{pods:?}");
-                }
-                Decision::Converged => {
-                    assert!(pods.iter().all(|pod| ready(pod) && pod.1), "{pods:?}: converged");
-                }
-                _ => {}
-            }
-            if pods.iter().all(|pod| ready(pod) && pod.1) {
-                assert_eq!(after, Decision::Converged, "{pods:?}");
-            }
-        });
-    }
 }

@@ -1,0 +1,123 @@
+//! What the operator can do to a service, one step at a time, and how it is told.
+
+use lockstep_types::{Genesis, ReplicaId};
+
+use super::names;
+use crate::validate::Service;
+
+/// One step that changes something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Create the Secret with the admin token, once.
+    CreateToken,
+    /// Apply the objects that are not as built: kind, name, and the path that differs.
+    Apply(Vec<(&'static str, String, String)>),
+    /// Write the genesis down. Nothing is sent before that.
+    RecordGenesis {
+        /// What to record.
+        genesis: Genesis,
+        /// Whether kept volumes had it already.
+        adopted: bool,
+    },
+    /// Send the recorded genesis to those who have none yet.
+    SendGenesis {
+        /// The recorded one.
+        genesis: Genesis,
+        /// Pods by ordinal.
+        targets: Vec<usize>,
+    },
+    /// Have the leader hand over, so that its pod can go.
+    HandOver {
+        /// Who leads.
+        leader: usize,
+        /// Who shall.
+        to: usize,
+        /// Its identity.
+        target: ReplicaId,
+    },
+    /// Delete a pod, so that the StatefulSet makes it anew.
+    DeletePod {
+        /// Its ordinal.
+        ordinal: usize,
+        /// The very pod that was judged.
+        uid: String,
+        /// Why now.
+        why: &'static str,
+    },
+    /// Ask for larger volumes.
+    GrowVolumes {
+        /// Claims by ordinal.
+        claims: Vec<usize>,
+    },
+}
+
+impl Action {
+    /// The reason in events and conditions.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Action::CreateToken => "TokenCreated",
+            Action::Apply(_) => "Applied",
+            Action::RecordGenesis { adopted: false, .. } => "GenesisRecorded",
+            Action::RecordGenesis { adopted: true, .. } => "VolumesAdopted",
+            Action::SendGenesis { .. } => "GenesisSent",
+            Action::HandOver { .. } => "LeaderHandedOver",
+            Action::DeletePod { .. } => "PodReplaced",
+            Action::GrowVolumes { .. } => "VolumesGrown",
+        }
+    }
+
+    /// What the conditions call it while it is under way, and which operation it is a part of.
+    pub fn progress(&self, service: &Service) -> (&'static str, String) {
+        match self {
+            Action::CreateToken | Action::Apply(_) => ("Building", "creating and updating the objects".to_owned()),
+            Action::RecordGenesis { .. } | Action::SendGenesis { .. } => {
+                ("Bootstrapping", "bringing the genesis to all replicas".to_owned())
+            }
+            Action::HandOver { leader: ordinal, .. } | Action::DeletePod { ordinal, .. } => {
+                ("Rolling", format!("replacing pods one by one; {} is next", service.pod_name(*ordinal)))
+            }
+            Action::GrowVolumes { .. } => ("GrowingVolumes", format!("growing the volumes to {}", service.size)),
+        }
+    }
+
+    /// The one pod that it acts on.
+    pub fn pod(&self) -> Option<usize> {
+        match self {
+            Action::HandOver { leader: ordinal, .. } | Action::DeletePod { ordinal, .. } => Some(*ordinal),
+            Action::CreateToken
+            | Action::Apply(_)
+            | Action::RecordGenesis { .. }
+            | Action::SendGenesis { .. }
+            | Action::GrowVolumes { .. } => None,
+        }
+    }
+
+    /// What the event says.
+    pub fn describe(&self, service: &Service) -> String {
+        match self {
+            Action::CreateToken => format!("created Secret {} with a fresh admin token", service.token_name()),
+            Action::Apply(objects) => {
+                let list: Vec<_> = objects.iter().map(|(kind, name, _)| format!("{kind} {name}")).collect();
+                format!("applied {}", list.join(", "))
+            }
+            Action::RecordGenesis { genesis, adopted: false } => {
+                format!("recorded the genesis of service {} with {} voters", genesis.service, genesis.voters.len())
+            }
+            Action::RecordGenesis { genesis, adopted: true } => {
+                format!("adopted the kept volumes of service {}", genesis.service)
+            }
+            Action::SendGenesis { targets, .. } => {
+                format!("sent the genesis to {}", names(targets.iter().map(|ordinal| service.pod_name(*ordinal))))
+            }
+            Action::HandOver { leader, to, .. } => {
+                format!("had {} hand over to {}, to replace its pod", service.pod_name(*leader), service.pod_name(*to))
+            }
+            Action::DeletePod { ordinal, why, .. } => format!("deleted pod {}: {why}", service.pod_name(*ordinal)),
+            Action::GrowVolumes { claims } => format!(
+                "asked for {} in {}",
+                service.size,
+                names(claims.iter().map(|ordinal| service.claim_name(*ordinal)))
+            ),
+        }
+    }
+}

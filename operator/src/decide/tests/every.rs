@@ -1,0 +1,73 @@
+//! The invariants, over every combination of pods that a small service can be in.
+
+use super::*;
+
+/// Every combination of states and templates for `n` pods.
+fn every(n: usize, states: &[State], check: &mut impl FnMut(&[(State, bool)])) {
+    let options: Vec<(State, bool)> = states.iter().flat_map(|state| [(*state, N), (*state, O)]).collect();
+    let total = options.len().pow(u32::try_from(n).expect("small"));
+    for mut number in 0..total {
+        let mut pods = Vec::with_capacity(n);
+        for _ in 0..n {
+            pods.push(options[number % options.len()]);
+            number /= options.len();
+        }
+        if pods.iter().filter(|(state, _)| *state == Leader).count() <= 1 {
+            check(&pods);
+        }
+    }
+}
+
+#[test]
+fn every_combination_keeps_the_invariants() {
+    let small = [Absent, Terminating, Silent, Stuck, Fresh, NotReady, Ready, Leader, Lost, Foreign];
+    for (n, states) in [(1, &small[..]), (3, &small[..]), (5, &[Terminating, Stuck, NotReady, Ready, Leader][..])] {
+        let (bare, born) = (of_size(n), with_genesis(of_size(n)));
+        let quorum = born.quorum();
+        every(n, states, &mut |pods| {
+            let ready = |(state, _): &(State, bool)| matches!(state, Ready | Leader);
+            let world = world_of_pods(pods);
+            let before = crate::decide::pods(&bare, &world, FRESH);
+            let after = crate::decide::pods(&born, &world, FRESH);
+            // Before genesis: recorded only when all are fresh; never sent, nobody made to hand over.
+            match &before {
+                Decision::Act(Action::RecordGenesis { genesis, adopted }) => {
+                    assert!(!adopted && genesis.validate().is_ok(), "{pods:?}");
+                    assert!(pods.iter().all(|(state, _)| matches!(state, Fresh | Lost)), "{pods:?}");
+                }
+                Decision::Act(Action::SendGenesis { .. } | Action::HandOver { .. }) => panic!("{pods:?}: {before:?}"),
+                Decision::Converged => panic!("{pods:?}: converged without a genesis"),
+                _ => {}
+            }
+            // After genesis: none is ever recorded; only the recorded one is sent, only to voters without one.
+            match &after {
+                Decision::Act(Action::RecordGenesis { .. }) => panic!("{pods:?}: a second genesis"),
+                Decision::Act(Action::SendGenesis { genesis, targets }) => {
+                    assert_eq!(Some(genesis), born.recorded.as_ref());
+                    assert!(targets.iter().all(|target| pods[*target].0 == Fresh), "{pods:?}");
+                }
+                Decision::Act(Action::DeletePod { ordinal, .. }) => {
+                    let (state, current) = pods[*ordinal];
+                    assert!(!current && state != Terminating, "{pods:?}: a pod that is current, or on its way out");
+                    let others = pods.iter().enumerate().filter(|(other, pod)| other != ordinal && ready(pod)).count();
+                    if state != Stuck {
+                        assert_eq!(others, n - 1, "{pods:?}: another one is not ready");
+                        assert!(n == 1 || others >= quorum, "{pods:?}: no quorum is left");
+                        assert!(n == 1 || state != Leader, "{pods:?}: the leader goes without a hand-over");
+                    }
+                }
+                Decision::Act(Action::HandOver { leader, to, .. }) => {
+                    assert_eq!((pods[*leader], pods[*to]), ((Leader, O), (Ready, N)), "{pods:?}");
+                    assert!(pods.iter().all(ready), "{pods:?}");
+                }
+                Decision::Converged => {
+                    assert!(pods.iter().all(|pod| ready(pod) && pod.1), "{pods:?}: converged");
+                }
+                _ => {}
+            }
+            if pods.iter().all(|pod| ready(pod) && pod.1) {
+                assert_eq!(after, Decision::Converged, "{pods:?}");
+            }
+        });
+    }
+}

@@ -1,0 +1,77 @@
+//! The rows on pods that are not of the current template.
+
+use super::*;
+
+#[test]
+fn roll_takes_followers_first_and_the_leader_after_a_hand_over() {
+    table(
+        &with_genesis(example()),
+        &[
+            (&[(Ready, O), (Leader, O), (Ready, O)], "delete 2"),
+            (&[(Ready, O), (Leader, O), (Absent, N)], "wait Rolling"),
+            (&[(Ready, O), (Leader, O), (Silent, N)], "wait Rolling"),
+            (&[(Ready, O), (Leader, O), (NotReady, N)], "wait Rolling"),
+            (&[(Ready, O), (Leader, O), (Ready, N)], "delete 0"),
+            (&[(Terminating, O), (Leader, O), (Ready, N)], "wait Rolling"),
+            (&[(Ready, N), (Leader, O), (Ready, N)], "hand over 1→0"),
+            (&[(Leader, N), (Ready, O), (Ready, N)], "delete 1"),
+            (&[(Leader, N), (Ready, N), (Ready, N)], "converged"),
+        ],
+    );
+}
+
+#[test]
+fn roll_with_a_sick_replica_takes_it_first_and_only_it() {
+    table(
+        &with_genesis(example()),
+        &[
+            (&[(Leader, O), (NotReady, O), (Ready, O)], "delete 1"),
+            (&[(Leader, O), (NotReady, O), (NotReady, O)], "wait Rolling"),
+            (&[(Leader, O), (NotReady, O), (Silent, N)], "wait Rolling"),
+            (&[(Ready, O), (Ready, O), (Ready, O)], "wait Rolling"), // nobody leads
+        ],
+    );
+}
+
+#[test]
+fn roll_of_a_bad_template_stops_at_the_first_pod_and_heals_when_corrected() {
+    let service = with_genesis(example());
+    table(
+        &service,
+        &[
+            (&[(Ready, O), (Leader, O), (Stuck, N)], "wait Rolling"),
+            // The template was corrected: the stuck pod is now an old one as well.
+            (&[(Ready, O), (Leader, O), (Stuck, O)], "delete 2"),
+            (&[(Stuck, O), (Stuck, O), (Stuck, O)], "delete 0"),
+            // A template that has not answered yet gets no second pod, whatever the old ones look like.
+            (&[(Ready, O), (Stuck, O), (Stuck, N)], "wait Rolling"),
+            (&[(Silent, N), (Stuck, O), (Stuck, O)], "wait Rolling"),
+            (&[(NotReady, N), (Stuck, O), (Stuck, O)], "delete 1"),
+        ],
+    );
+    let bad = world(&service, &[(Ready, O), (Leader, O), (Stuck, N)]);
+    let Decision::Wait(wait) = run(&service, &bad) else { panic!("a wait") };
+    assert!(wait.describe(&service).contains("kv-2 (cannot pull the image)"), "{}", wait.describe(&service));
+}
+
+#[test]
+fn roll_before_genesis_needs_no_gate() {
+    table(
+        &example(),
+        &[
+            (&[(Stuck, O), (Stuck, O), (Stuck, O)], "delete 0"),
+            (&[(Fresh, O), (Fresh, N), (Absent, N)], "delete 0"),
+            (&[(Silent, O), (Fresh, N), (Fresh, N)], "delete 0"),
+            (&[(Terminating, O), (Fresh, N), (Fresh, N)], "wait ReplicasStarting"),
+            (&[(Foreign, O), (Foreign, O), (Foreign, O)], "refuse VolumesFromAnotherService"),
+        ],
+    );
+}
+
+#[test]
+fn roll_of_a_single_replica_replaces_it() {
+    table(
+        &with_genesis(of_size(1)),
+        &[(&[(Leader, O)], "delete 0"), (&[(NotReady, O)], "delete 0"), (&[(Leader, N)], "converged")],
+    );
+}

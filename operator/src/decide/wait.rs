@@ -1,0 +1,59 @@
+//! What the operator waits for, and how it is told.
+
+use super::names;
+use crate::validate::Service;
+
+/// Why nothing is done right now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// An object of a former resource of this name is still on its way out.
+    FormerObject {
+        /// Its kind.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// Kubernetes has not made or taken note of everything yet.
+    Kubernetes,
+    /// Before genesis: replicas that do not answer yet, with the reason if one is known.
+    Starting(Vec<(usize, Option<String>)>),
+    /// A roll is under way, and these replicas must be ready before the next pod goes.
+    Rolling(Vec<(usize, Option<String>)>),
+    /// A roll is under way, and the leader is not known.
+    NoLeader,
+    /// Replicas that are not ready, and nothing that the operator could do about it.
+    NotReady(Vec<(usize, Option<String>)>),
+}
+
+impl Wait {
+    /// The reason in conditions.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Wait::FormerObject { .. } => "WaitingForDeletion",
+            Wait::Kubernetes => "WaitingForPods",
+            Wait::Starting(_) => "ReplicasStarting",
+            Wait::Rolling(_) | Wait::NoLeader => "Rolling",
+            Wait::NotReady(_) => "ReplicasNotReady",
+        }
+    }
+
+    /// What the condition says.
+    pub fn describe(&self, service: &Service) -> String {
+        let list = |pods: &[(usize, Option<String>)]| {
+            names(pods.iter().map(|(ordinal, why)| match why {
+                Some(why) => format!("{} ({why})", service.pod_name(*ordinal)),
+                None => service.pod_name(*ordinal),
+            }))
+        };
+        match self {
+            Wait::FormerObject { kind, name } => {
+                format!("waiting until {kind} {name} of the former resource of this name is gone")
+            }
+            Wait::Kubernetes => "waiting until Kubernetes has made the pods".to_owned(),
+            Wait::Starting(pods) => format!("waiting for the first answer of {}", list(pods)),
+            Wait::Rolling(pods) => format!("replacing pods one by one; waiting until {} is ready", list(pods)),
+            Wait::NoLeader => "replacing pods one by one; waiting until a leader is known".to_owned(),
+            Wait::NotReady(pods) => format!("waiting until {} is ready", list(pods)),
+        }
+    }
+}
