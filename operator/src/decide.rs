@@ -6,6 +6,7 @@
 //! - No pod of a service with a genesis is deleted while another one is not ready, unless it cannot run at all.
 //! - The genesis is recorded at most once, before any replica sees it, and only that one is ever sent (PROTOCOL §5, L6).
 //! - The leader goes last, after a hand-over.
+//! - No pod is deleted that keeps a claim alive which is being deleted, and no genesis is recorded over such a claim.
 
 mod action;
 mod bootstrap;
@@ -107,10 +108,10 @@ fn settle(service: &Service, genesis: &Genesis, world: &World) -> Option<Decisio
     if let Some(refusal) = duplicates(world).or_else(|| strangers(genesis, world)) {
         return Some(Decision::Refuse(refusal));
     }
-    let rolling = roll::roll(service, genesis, world);
+    let rolling = dying(world).map(Decision::Refuse).or_else(|| roll::roll(service, genesis, world));
     match rolling {
         Some(Decision::Act(_)) => return rolling,
-        // A full volume can be why a replica is not ready, so growing does not wait for a roll that waits.
+        // A full volume can be why a replica is not ready, so growing does not wait for a roll that waits or is refused.
         _ => {
             if let Some(grow) = grow(service, world) {
                 return Some(grow);
@@ -121,6 +122,12 @@ fn settle(service: &Service, genesis: &Genesis, world: &World) -> Option<Decisio
         let waiting = not_ready(service, genesis, world, None);
         (!waiting.is_empty()).then_some(Decision::Wait(Wait::NotReady(waiting)))
     })
+}
+
+/// Volumes that no pod may be taken from, and that nothing may be entrusted to.
+fn dying(world: &World) -> Option<Refusal> {
+    let claims = world.dying();
+    (!claims.is_empty()).then_some(Refusal::VolumeBeingDeleted { claims })
 }
 
 /// One identity in two pods: a cloned volume.

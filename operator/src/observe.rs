@@ -121,6 +121,15 @@ async fn claims(context: &Context, service: &Service) -> Result<BTreeMap<usize, 
     let list = ListParams::default().labels(&build::selector_text(&service.name));
     let claims = api.list(&list).await.map_err(Error::kube("failed to list volume claims"))?;
     let names = (0..service.replicas).map(|ordinal| (service.claim_name(ordinal), ordinal)).collect();
+    let mut claims = by_ordinal(claims.items, &names);
+    // A claim that was made by hand, to bind a volume again, may have no labels; the pod uses it all the same.
+    for (name, ordinal) in &names {
+        if !claims.contains_key(ordinal)
+            && let Some(claim) = api.get_opt(name).await.map_err(Error::kube("failed to read a volume claim"))?
+        {
+            claims.insert(*ordinal, claim);
+        }
+    }
     let read = |claim: PersistentVolumeClaim| {
         let requests = claim.spec.and_then(|spec| spec.resources).and_then(|resources| resources.requests);
         Claim {
@@ -128,7 +137,7 @@ async fn claims(context: &Context, service: &Service) -> Result<BTreeMap<usize, 
             terminating: claim.metadata.deletion_timestamp.is_some(),
         }
     };
-    Ok(by_ordinal(claims.items, &names).into_iter().map(|(ordinal, claim)| (ordinal, read(claim))).collect())
+    Ok(claims.into_iter().map(|(ordinal, claim)| (ordinal, read(claim))).collect())
 }
 
 fn by_ordinal<K: kube::Resource>(objects: Vec<K>, names: &BTreeMap<String, usize>) -> BTreeMap<usize, K> {

@@ -141,6 +141,13 @@ fn stuck(status: &core::PodStatus) -> Option<String> {
 }
 
 impl World {
+    /// Claims on their way out that only a running pod still keeps. What lives on them goes with that pod.
+    pub fn dying(&self) -> Vec<usize> {
+        let stays = |ordinal: &usize| self.pods.get(ordinal).is_some_and(|pod| !pod.terminating);
+        let dying = self.claims.iter().filter(|(ordinal, claim)| claim.terminating && stays(ordinal));
+        dying.map(|(ordinal, _)| *ordinal).collect()
+    }
+
     /// The pod's replica, if it answers and the pod stays.
     pub fn replica(&self, ordinal: usize) -> Option<&Replica> {
         self.pods.get(&ordinal).filter(|pod| !pod.terminating).and_then(|pod| pod.replica.as_ref())

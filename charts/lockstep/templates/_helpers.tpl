@@ -66,10 +66,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch, delete]
-# To grow volumes. Never deleted.
+# To see whether they are being deleted, and to grow them. Never deleted.
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
-  verbs: [list, patch]
+  verbs: [get, list, patch]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]

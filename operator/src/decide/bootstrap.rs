@@ -4,12 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lockstep_types::{Genesis, ServiceId};
 
-use super::{Action, Decision, Refusal, Wait, delete, duplicates, why_not_ready};
+use super::{Action, Decision, Refusal, Wait, delete, duplicates, dying, why_not_ready};
 use crate::validate::Service;
 use crate::world::{Replica, World};
 
 /// From fresh replicas to a recorded genesis, or from kept volumes to an adopted one.
 pub fn bootstrap(service: &Service, world: &World, fresh: ServiceId) -> Decision {
+    if let Some(refusal) = dying(world) {
+        return Decision::Refuse(refusal);
+    }
     // Before genesis there is nothing to lose in a pod that has no service.
     let idle = |ordinal: &usize| {
         let pod = &world.pods[ordinal];

@@ -54,6 +54,11 @@ pub enum Refusal {
         /// The one recorded.
         recorded: ServiceId,
     },
+    /// Claims that are being deleted under pods that run: each lives only as long as its pod does.
+    VolumeBeingDeleted {
+        /// Claims by ordinal.
+        claims: Vec<usize>,
+    },
     /// A volume of another service in the place of one of ours.
     ForeignVolume {
         /// Ordinals and the services on their volumes.
@@ -85,6 +90,7 @@ impl Refusal {
             Refusal::AdoptsDifferent { .. } => "AdoptsDifferentService",
             Refusal::AdoptsTooFew { .. } => "NoQuorumToAdopt",
             Refusal::IsAnother { .. } => "ServiceIdDiffers",
+            Refusal::VolumeBeingDeleted { .. } => "VolumeBeingDeleted",
             Refusal::ForeignVolume { .. } => "ForeignVolume",
             Refusal::ClonedVolume { .. } => "ClonedVolume",
             Refusal::ReplicaLost { .. } => "ReplicaLost",
@@ -152,6 +158,23 @@ impl Refusal {
                 "spec.serviceId names service {wanted}, but this resource is service {recorded}; set spec.serviceId to \
                  that, or remove it"
             ),
+            Refusal::VolumeBeingDeleted { claims: dying } => {
+                let pods: Vec<_> = dying.iter().map(|ordinal| service.pod_name(*ordinal)).collect();
+                let (claims, pods) = (claims(&mut dying.iter().copied()).join(", "), pods.join(", "));
+                if service.recorded.is_none() {
+                    format!(
+                        "volume claim {claims} is being deleted and goes with pod {pods}, so no service is born on it; \
+                         delete pod {pods}, and Kubernetes makes both anew"
+                    )
+                } else {
+                    format!(
+                        "volume claim {claims} is being deleted and goes, with the data, as soon as pod {pods} does, so \
+                         no pod is replaced; leave pod {pods} running; to keep the data, first set \
+                         persistentVolumeReclaimPolicy: Retain on its PersistentVolume; to give this replica up, delete \
+                         pod {pods}"
+                    )
+                }
+            }
             Refusal::ForeignVolume { found } => format!(
                 "this resource is another service than what its volumes hold: {}; put the right volumes in place",
                 holds(found)

@@ -20,7 +20,9 @@ pub fn stuck(world: &World) -> Option<Decision> {
         return None;
     }
     let stuck = |pod: &Pod| !pod.terminating && pod.replica.is_none() && pod.stuck.is_some();
-    let ordinal = world.outdated().into_iter().find(|ordinal| stuck(&world.pods[ordinal]))?;
+    let dying = world.dying();
+    let next = |ordinal: &usize| stuck(&world.pods[ordinal]) && !dying.contains(ordinal);
+    let ordinal = world.outdated().into_iter().find(next)?;
     Some(delete(world, ordinal, "it cannot run, and is not of the current template"))
 }
 

@@ -1,5 +1,6 @@
 //! `decide` as a table.
 
+mod claims;
 mod every;
 mod roll;
 

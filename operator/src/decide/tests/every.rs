@@ -65,6 +65,20 @@ fn every_combination_keeps_the_invariants() {
                 }
                 _ => {}
             }
+            // With any claim on its way out: its pod stays, and no genesis is entrusted to it.
+            for ordinal in 0..n.min(3) {
+                let mut world = world_of_pods(pods);
+                world.claims.get_mut(&ordinal).expect("a claim").terminating = true;
+                for service in [&bare, &born] {
+                    match crate::decide::pods(service, &world, FRESH) {
+                        Decision::Act(Action::DeletePod { ordinal: deleted, .. }) => {
+                            assert_ne!(deleted, ordinal, "{pods:?}: a volume is destroyed");
+                        }
+                        Decision::Act(Action::RecordGenesis { .. }) => panic!("{pods:?}: a genesis on a dying volume"),
+                        _ => {}
+                    }
+                }
+            }
             if pods.iter().all(|pod| ready(pod) && pod.1) {
                 assert_eq!(after, Decision::Converged, "{pods:?}");
             }
