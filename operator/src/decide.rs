@@ -22,7 +22,7 @@ use lockstep_types::{Genesis, ServiceId};
 use crate::build::Desired;
 use crate::drift;
 use crate::validate::Service;
-use crate::world::{Token, World};
+use crate::world::{self, Owner, Token, World};
 
 pub use action::Action;
 pub use refusal::Refusal;
@@ -49,7 +49,8 @@ pub fn decide(service: &Service, desired: &[Desired], world: &World, fresh: Serv
 
 /// The same once the objects are as built.
 fn pods(service: &Service, world: &World, fresh: ServiceId) -> Decision {
-    roll::stuck(world)
+    others(service, world)
+        .or_else(|| roll::stuck(world))
         .or_else(|| match &service.recorded {
             None => Some(bootstrap::bootstrap(service, world, fresh)),
             Some(genesis) => settle(service, genesis, world),
@@ -57,13 +58,27 @@ fn pods(service: &Service, world: &World, fresh: ServiceId) -> Decision {
         .unwrap_or(Decision::Converged)
 }
 
+/// Pods in the place of ours: nothing is decided on what runs in them.
+fn others(service: &Service, world: &World) -> Option<Decision> {
+    world.others.iter().find_map(|(ordinal, owner)| {
+        let (kind, name) = ("Pod", service.pod_name(*ordinal));
+        match owner {
+            Owner::Set => None,
+            Owner::FormerSet => Some(Decision::Wait(Wait::FormerObject { kind, name })),
+            // The StatefulSet takes in what has its labels.
+            Owner::Nobody => Some(Decision::Wait(Wait::Kubernetes)),
+            Owner::Another => Some(Decision::Refuse(Refusal::NameTaken { kind, name })),
+        }
+    })
+}
+
 /// The Secret and the objects, before anything else: pods cannot start without them.
 fn objects(service: &Service, desired: &[Desired], world: &World) -> Option<Decision> {
     for ((kind, name), object) in &world.objects {
-        let owners = object["metadata"]["ownerReferences"].as_array().cloned().unwrap_or_default();
-        let ours = owners.iter().any(|owner| owner["uid"] == service.owner.uid.as_str());
+        let owner = world::controller(object);
+        let ours = owner.is_some_and(|owner| owner["uid"] == service.owner.uid.as_str());
         let former =
-            owners.iter().any(|owner| owner["kind"] == lockstep_api::KIND && owner["name"] == service.name.as_str());
+            owner.is_some_and(|owner| owner["kind"] == lockstep_api::KIND && owner["name"] == service.name.as_str());
         if object["metadata"]["deletionTimestamp"].is_string() || (former && !ours) {
             return Some(Decision::Wait(Wait::FormerObject { kind, name: name.clone() }));
         }

@@ -14,7 +14,7 @@ use crate::context::{Context, Error};
 use crate::quantity::Amount;
 use crate::replicas;
 use crate::validate::Service;
-use crate::world::{Claim, Pod, Set, Token, World};
+use crate::world::{self, Claim, Owner, Pod, Set, Token, World};
 
 /// The world, and how to reach the replicas in it.
 pub struct Seen {
@@ -52,7 +52,16 @@ pub async fn observe(context: &Context, service: &Service, desired: &[Desired]) 
     world.objects.extend(found);
     world.set = world.objects.get(&("StatefulSet", service.name.clone())).and_then(Set::read);
     let mut addresses = BTreeMap::new();
+    let set = world.objects.get(&("StatefulSet", service.name.clone()));
+    let set_uid = set.and_then(|set| world::set_uid(set, &service.owner.uid)).map(str::to_owned);
     for (ordinal, pod) in pods {
+        match Owner::read(&pod.metadata, (&service.name, set_uid.as_deref())) {
+            Owner::Set => {}
+            other @ (Owner::FormerSet | Owner::Nobody | Owner::Another) => {
+                world.others.insert(ordinal, other);
+                continue;
+            }
+        }
         let ip = pod.status.as_ref().and_then(|status| status.pod_ip.clone());
         let view = Pod::read(&pod);
         if let Some(ip) = ip.filter(|_| !view.terminating) {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use lockstep_types::{Genesis, ReplicaId, ServiceId, View};
 use serde_json::Value;
@@ -21,8 +22,10 @@ pub struct World {
     pub settled: BTreeSet<(&'static str, String)>,
     /// The StatefulSet's own word on its pods; none before it exists.
     pub set: Option<Set>,
-    /// Pods by ordinal.
+    /// Pods of that set by ordinal.
     pub pods: BTreeMap<usize, Pod>,
+    /// Pods under their names that are not of that set, by ordinal. What runs in them is not taken for ours.
+    pub others: BTreeMap<usize, Owner>,
     /// Claims by ordinal.
     pub claims: BTreeMap<usize, Claim>,
 }
@@ -46,6 +49,19 @@ pub struct Set {
     pub update_revision: String,
     /// Whether its controller has seen the latest template.
     pub up_to_date: bool,
+}
+
+/// Whose a pod is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// The StatefulSet's that there is now.
+    Set,
+    /// A former StatefulSet's of the same name: Kubernetes removes it.
+    FormerSet,
+    /// Nobody's: the StatefulSet will take it in, or its name is in the way.
+    Nobody,
+    /// Somebody else's.
+    Another,
 }
 
 /// A pod and the replica in it.
@@ -96,6 +112,30 @@ impl Set {
         let observed = set["status"]["observedGeneration"].as_i64();
         let up_to_date = observed.is_some() && observed >= set["metadata"]["generation"].as_i64();
         Some(Set { update_revision: update_revision.to_owned(), up_to_date })
+    }
+}
+
+/// The uid of the StatefulSet, if the resource with uid `resource` controls it.
+pub fn set_uid<'a>(set: &'a Value, resource: &str) -> Option<&'a str> {
+    (controller(set)?["uid"] == resource).then(|| set["metadata"]["uid"].as_str())?
+}
+
+/// The reference to the controller of an object.
+pub fn controller(object: &Value) -> Option<&Value> {
+    object["metadata"]["ownerReferences"].as_array()?.iter().find(|owner| owner["controller"] == true)
+}
+
+impl Owner {
+    /// Whose the pod with this metadata is. `set` is the name of the StatefulSet, and its uid if there is one of ours.
+    pub fn read(pod: &ObjectMeta, set: (&str, Option<&str>)) -> Self {
+        let controller = pod.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
+        match controller {
+            None => Owner::Nobody,
+            // Names come back, uids never do.
+            Some(owner) if Some(owner.uid.as_str()) == set.1 => Owner::Set,
+            Some(owner) if owner.kind == "StatefulSet" && owner.name == set.0 => Owner::FormerSet,
+            Some(_) => Owner::Another,
+        }
     }
 }
 
@@ -220,6 +260,32 @@ mod tests {
         let unscheduled =
             json!({"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}]});
         assert_eq!(pod(unscheduled).stuck.as_deref(), Some("no node takes it"));
+    }
+
+    #[test]
+    fn pod_of_a_former_set_of_the_same_name_is_told_by_its_uid() {
+        let owned = |owners: Value| -> ObjectMeta {
+            serde_json::from_value(json!({"name": "kv-0", "ownerReferences": owners})).expect("metadata")
+        };
+        let by = |kind: &str, name: &str, uid: &str, controller: bool| {
+            owned(json!([{"apiVersion": "v1", "kind": kind, "name": name, "uid": uid, "controller": controller}]))
+        };
+        let now = ("kv", Some("new"));
+        assert_eq!(Owner::read(&by("StatefulSet", "kv", "new", true), now), Owner::Set);
+        assert_eq!(Owner::read(&by("StatefulSet", "kv", "old", true), now), Owner::FormerSet);
+        assert_eq!(Owner::read(&by("StatefulSet", "kv", "old", true), ("kv", None)), Owner::FormerSet);
+        assert_eq!(Owner::read(&by("StatefulSet", "kv", "new", false), now), Owner::Nobody);
+        assert_eq!(Owner::read(&owned(json!([])), now), Owner::Nobody);
+        assert_eq!(Owner::read(&by("ReplicaSet", "web", "x", true), now), Owner::Another);
+    }
+
+    #[test]
+    fn set_of_another_resource_has_no_pods_of_ours() {
+        let set = |owner: &str, controller: bool| json!({"metadata": {"uid": "set", "ownerReferences": [{"uid": owner, "controller": controller}]}});
+        assert_eq!(set_uid(&set("resource", true), "resource"), Some("set"));
+        assert_eq!(set_uid(&set("former", true), "resource"), None);
+        assert_eq!(set_uid(&set("resource", false), "resource"), None);
+        assert_eq!(set_uid(&json!({"metadata": {"uid": "set"}}), "resource"), None);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::*;
 use crate::build;
 use crate::quantity::Amount;
 use crate::validate::tests::{example, genesis, service};
-use crate::world::{Claim, Pod, Replica, Set};
+use crate::world::{Claim, Owner, Pod, Replica, Set};
 
 const FRESH: ServiceId = ServiceId::from_bytes([9; 16]);
 const OTHER: ServiceId = ServiceId::from_bytes([7; 16]);
@@ -332,6 +332,34 @@ fn object_of_somebody_else_is_refused_and_one_of_a_former_resource_waited_for() 
     let set = world.objects.get_mut(&("StatefulSet", "kv".into())).expect("the set");
     set["metadata"]["deletionTimestamp"] = serde_json::json!("2026-01-01T00:00:00Z");
     assert_eq!(word(&run(&service, &world)), "wait WaitingForDeletion");
+}
+
+#[test]
+fn object_controlled_by_somebody_else_is_refused_even_if_we_are_named_beside() {
+    let service = example();
+    let mut world = world(&service, &[]);
+    let set = world.objects.get_mut(&("StatefulSet", "kv".into())).expect("the set");
+    let owners = set["metadata"]["ownerReferences"].as_array_mut().expect("owners");
+    owners[0]["controller"] = serde_json::json!(false);
+    owners.push(serde_json::json!({"kind": "Database", "name": "kv", "uid": "other", "controller": true}));
+    assert_eq!(word(&run(&service, &world)), "refuse NameTaken");
+}
+
+#[test]
+fn pod_that_is_not_of_the_present_set_is_never_taken_for_ours() {
+    for service in [example(), with_genesis(example())] {
+        for (owner, expected) in [
+            (Owner::FormerSet, "wait WaitingForDeletion"),
+            (Owner::Nobody, "wait WaitingForPods"),
+            (Owner::Another, "refuse NameTaken"),
+        ] {
+            for pods in [&[(Fresh, N), (Fresh, N)][..], &[(Leader, O), (Ready, O)], &[(Stuck, O), (Stuck, O)]] {
+                let mut world = world(&service, pods);
+                world.others.insert(2, owner.clone());
+                assert_eq!(word(&run(&service, &world)), expected, "{owner:?} {pods:?}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use crate::validate::Service;
 /// Why nothing is done right now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wait {
-    /// An object of a former resource of this name is still on its way out.
+    /// An object of a former resource or StatefulSet of this name is still on its way out.
     FormerObject {
         /// Its kind.
         kind: &'static str,
@@ -47,7 +47,7 @@ impl Wait {
         };
         match self {
             Wait::FormerObject { kind, name } => {
-                format!("waiting until {kind} {name} of the former resource of this name is gone")
+                format!("waiting until {kind} {name} of a former resource or StatefulSet of this name is gone")
             }
             Wait::Kubernetes => "waiting until Kubernetes has made the pods".to_owned(),
             Wait::Starting(pods) => format!("waiting for the first answer of {}", list(pods)),
