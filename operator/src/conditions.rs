@@ -250,6 +250,8 @@ mod tests {
             uid: format!("uid-{ordinal}"),
             revision: "new".into(),
             terminating: false,
+            lasting: false,
+            was_ready: true,
             stuck: None,
             replica: Some(Replica {
                 id: ReplicaId::from_bytes([u8::try_from(ordinal).expect("small") + 1; 16]),

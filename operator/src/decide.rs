@@ -3,7 +3,8 @@
 //!
 //! Invariants, which the tests check for every combination of pods that a small service can be in:
 //! - A converged service gets no action.
-//! - No pod of a service with a genesis is deleted while another one is not ready, unless it cannot run at all.
+//! - No pod of a service with a genesis is deleted while another one is not ready, unless it cannot run at all, or has long not
+//!   been ready and nothing else is in motion. A ready pod goes only while all others are.
 //! - The genesis is recorded at most once, before any replica sees it, and only that one is ever sent (PROTOCOL §5, L6).
 //! - The leader goes last, after a hand-over.
 //! - No pod is deleted that keeps a claim alive which is being deleted, and no genesis is recorded over such a claim.

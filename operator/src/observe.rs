@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod as KubernetesPod, Secret};
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DynamicObject, ListParams};
 use kube::core::DeserializeGuard;
 use lockstep_api::ReplicatedService;
@@ -63,7 +64,7 @@ pub async fn observe(context: &Context, service: &Service, desired: &[Desired]) 
             }
         }
         let ip = pod.status.as_ref().and_then(|status| status.pod_ip.clone());
-        let view = Pod::read(&pod);
+        let view = Pod::read(&pod, Timestamp::now());
         if let Some(ip) = ip.filter(|_| !view.terminating) {
             addresses.insert(ordinal, replicas::address(&ip));
         }

@@ -1,14 +1,20 @@
 //! What the operator saw of one service in one pass: the argument of [`decide`](crate::decide), without a trace of a client.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::jiff::Timestamp;
 
 use lockstep_types::{Genesis, ReplicaId, ServiceId, View};
 use serde_json::Value;
 
 use crate::quantity::Amount;
+
+/// How long a pod may be not ready, or on its way out, before that is no passing state any more. An election takes a second, a
+/// restart some more.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Everything seen in one pass.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -73,6 +79,10 @@ pub struct Pod {
     pub revision: String,
     /// On its way out.
     pub terminating: bool,
+    /// That it is not ready, or on its way out, has lasted for longer than [`PATIENCE`].
+    pub lasting: bool,
+    /// Whether it may have been ready at some time; no if it certainly never was.
+    pub was_ready: bool,
     /// Why it cannot run at all, in words that do not change from one retry to the next.
     pub stuck: Option<String>,
     /// What the replica said just now; none if nothing answered.
@@ -140,16 +150,44 @@ impl Owner {
 }
 
 impl Pod {
-    /// Reads a pod; the replica's answer comes later.
-    pub fn read(pod: &core::Pod) -> Self {
+    /// Reads a pod at this time; the replica's answer comes later.
+    pub fn read(pod: &core::Pod, now: Timestamp) -> Self {
         let labels = pod.metadata.labels.clone().unwrap_or_default();
         Pod {
             uid: pod.metadata.uid.clone().unwrap_or_default(),
             revision: labels.get("controller-revision-hash").cloned().unwrap_or_default(),
             terminating: pod.metadata.deletion_timestamp.is_some(),
+            lasting: lasting(pod, now),
+            was_ready: was_ready(pod),
             stuck: pod.status.as_ref().and_then(stuck),
             replica: None,
         }
+    }
+}
+
+fn readiness(pod: &core::Pod) -> Option<&core::PodCondition> {
+    pod.status.as_ref()?.conditions.iter().flatten().find(|condition| condition.type_ == "Ready")
+}
+
+fn lasting(pod: &core::Pod, now: Timestamp) -> bool {
+    let since = match (&pod.metadata.deletion_timestamp, readiness(pod)) {
+        // When it shall be gone at the latest: the time that it may take to stop is in it.
+        (Some(due), _) => Some(due),
+        (None, Some(ready)) if ready.status == "True" => None,
+        (None, Some(ready)) => ready.last_transition_time.as_ref(),
+        // No kubelet has seen it yet.
+        (None, None) => pod.metadata.creation_timestamp.as_ref(),
+    };
+    since.is_some_and(|since| now.duration_since(since.0).unsigned_abs() > PATIENCE && now > since.0)
+}
+
+/// The kubelet notes a pod's start and its first "not ready" at the same moment; a later "not ready" follows a "ready".
+fn was_ready(pod: &core::Pod) -> bool {
+    let Some(ready) = readiness(pod) else { return false };
+    let started = pod.status.as_ref().and_then(|status| status.start_time.as_ref());
+    match (started, &ready.last_transition_time) {
+        (Some(started), Some(since)) if ready.status != "True" => since.0.duration_since(started.0).as_secs() > 1,
+        _ => true,
     }
 }
 
@@ -220,10 +258,19 @@ impl World {
             .map(|(ordinal, _)| ordinal)
     }
 
-    /// Pods that were not made from the latest template.
+    /// Pods that were not made from the latest template; none while that is not known.
     pub fn outdated(&self) -> Vec<usize> {
+        self.made(|pod, latest| pod.revision != latest)
+    }
+
+    /// Pods that were made from the latest template; none while that is not known.
+    pub fn current(&self) -> Vec<usize> {
+        self.made(|pod, latest| pod.revision == latest)
+    }
+
+    fn made(&self, so: impl Fn(&Pod, &str) -> bool) -> Vec<usize> {
         let Some(set) = self.set.as_ref().filter(|set| set.up_to_date) else { return vec![] };
-        self.pods.iter().filter(|(_, pod)| pod.revision != set.update_revision).map(|(ordinal, _)| *ordinal).collect()
+        self.pods.iter().filter(|(_, pod)| so(pod, &set.update_revision)).map(|(ordinal, _)| *ordinal).collect()
     }
 }
 
@@ -233,9 +280,13 @@ mod tests {
 
     use super::*;
 
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + second).expect("a time")
+    }
+
     fn pod(status: Value) -> Pod {
         let pod = json!({"metadata": {"uid": "u", "labels": {"controller-revision-hash": "r"}}, "status": status});
-        Pod::read(&serde_json::from_value(pod).expect("a pod"))
+        Pod::read(&serde_json::from_value(pod).expect("a pod"), at(0))
     }
 
     fn container(state: Value, last: Value, restarts: i32) -> Value {
@@ -260,6 +311,32 @@ mod tests {
         let unscheduled =
             json!({"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}]});
         assert_eq!(pod(unscheduled).stuck.as_deref(), Some("no node takes it"));
+    }
+
+    #[test]
+    fn pod_not_ready_for_long_is_told_from_one_in_transition() {
+        let read = |ready: &str, since: i64, deleted: Option<i64>, now: i64| {
+            let pod = json!({
+                "metadata": {"creationTimestamp": at(0), "deletionTimestamp": deleted.map(at)},
+                "status": {
+                    "startTime": at(1),
+                    "conditions": [{"type": "Ready", "status": ready, "lastTransitionTime": at(since)}],
+                },
+            });
+            let pod = Pod::read(&serde_json::from_value(pod).expect("a pod"), at(now));
+            (pod.lasting, pod.was_ready)
+        };
+        assert_eq!(read("False", 1, None, 50), (false, false));
+        assert_eq!(read("False", 1, None, 70), (true, false));
+        assert_eq!(read("False", 90, None, 100), (false, true));
+        assert_eq!(read("False", 90, None, 200), (true, true));
+        assert_eq!(read("True", 3, None, 200), (false, true));
+        // Gone at the latest at 130: until then and a while after, it is on its way.
+        assert_eq!(read("True", 3, Some(130), 100), (false, true));
+        assert_eq!(read("True", 3, Some(130), 200), (true, true));
+        let pending = json!({"metadata": {"creationTimestamp": at(0)}, "status": {"phase": "Pending"}});
+        let pending = Pod::read(&serde_json::from_value(pending).expect("a pod"), at(70));
+        assert_eq!((pending.lasting, pending.was_ready), (true, false));
     }
 
     #[test]

@@ -14,9 +14,8 @@ pub fn stuck(world: &World) -> Option<Decision> {
     }
     // A second pod is never given to a template whose first has not answered yet: one past crash looks like "cannot run" too,
     // and the old pod may be back in seconds.
-    let revision = world.set.as_ref().map(|set| &set.update_revision);
-    let unproven = |pod: &Pod| Some(&pod.revision) == revision && !pod.terminating && pod.replica.is_none();
-    if world.pods.values().any(unproven) {
+    let unproven = |pod: &Pod| !pod.terminating && pod.replica.is_none();
+    if world.current().iter().any(|ordinal| unproven(&world.pods[ordinal])) {
         return None;
     }
     let stuck = |pod: &Pod| !pod.terminating && pod.replica.is_none() && pod.stuck.is_some();
@@ -29,32 +28,67 @@ pub fn stuck(world: &World) -> Option<Decision> {
 /// Outdated pods one by one: only while every other replica is ready, followers first, the leader last and after a hand-over.
 pub fn roll(service: &Service, genesis: &Genesis, world: &World) -> Option<Decision> {
     let outdated = world.outdated();
-    let ready = |ordinal: &usize| world.is_ready(*ordinal, genesis);
-    let (well, sick): (Vec<usize>, Vec<usize>) = outdated.iter().partition(|ordinal| ready(ordinal));
-    let next = sick.first().or(well.first())?;
-    if outdated.iter().any(|ordinal| world.pods[ordinal].terminating) {
-        return Some(Decision::Wait(Wait::Rolling(not_ready(service, genesis, world, None))));
-    }
-    if let Some(ordinal) = sick.first() {
-        let waiting = not_ready(service, genesis, world, Some(*ordinal));
-        if waiting.is_empty() {
-            return Some(delete(world, *ordinal, "it is not ready, and not of the current template"));
-        }
-        return Some(Decision::Wait(Wait::Rolling(not_ready(service, genesis, world, None))));
+    if outdated.is_empty() {
+        return None;
     }
     let waiting = not_ready(service, genesis, world, None);
-    if !waiting.is_empty() {
+    let leaving = |ordinal: &usize| world.pods[ordinal].terminating;
+    if outdated.iter().any(|ordinal| leaving(ordinal) && !world.pods[ordinal].lasting) {
         return Some(Decision::Wait(Wait::Rolling(waiting)));
     }
-    if service.replicas == 1 {
-        return Some(delete(world, *next, "it is not of the current template"));
+    let (well, sick): (Vec<usize>, Vec<usize>) =
+        outdated.into_iter().filter(|ordinal| !leaving(ordinal)).partition(|ordinal| world.is_ready(*ordinal, genesis));
+    if let [ordinal, ..] = sick[..]
+        && not_ready(service, genesis, world, Some(ordinal)).is_empty()
+    {
+        return Some(delete(world, ordinal, "it is not ready, and not of the current template"));
+    }
+    if !waiting.is_empty() {
+        return heal(service, genesis, world, &sick).or(Some(Decision::Wait(Wait::Rolling(waiting))));
+    }
+    if let ([ordinal], 1) = (&well[..], service.replicas) {
+        return Some(delete(world, *ordinal, "it is not of the current template"));
     }
     let Some(leader) = world.leader(genesis) else { return Some(Decision::Wait(Wait::NoLeader)) };
     // The highest ordinal first, as a StatefulSet would.
-    if let Some(follower) = outdated.iter().rev().find(|ordinal| **ordinal != leader) {
+    if let Some(follower) = well.iter().rev().find(|ordinal| **ordinal != leader) {
         return Some(delete(world, *follower, "it is not of the current template"));
     }
     // Only the leader is left, so everybody else is of the current template, and ready.
     let (to, replica) = world.replicas().find(|(ordinal, _)| *ordinal != leader)?;
     Some(Decision::Act(Action::HandOver { leader, to, target: replica.id }))
+}
+
+/// An outdated pod that answers and is not ready, while others are not ready either: a corrected template must reach it, or a
+/// service without a quorum never heals. A deleted pod comes back to its volume, so what is at stake is never a write, only a
+/// voter that works, is merely short of a quorum, and would be given to a template that does not.
+///
+/// - Nothing may be in motion: what is not ready has been so for long. An election or a restart is waited for.
+/// - The template has answered where it was tried. With a quorum ready it must be ready there, too: it could be.
+/// - Pods that have never been ready go first. Nothing says that they ever worked.
+/// - One that was ready once may be all that a quorum lacks. It goes if the rest has a quorum that is ready; or, to try a
+///   template that was not tried yet, if the rest that answers is as many as a quorum.
+fn heal(service: &Service, genesis: &Genesis, world: &World, sick: &[usize]) -> Option<Decision> {
+    let moving =
+        |ordinal: usize| !world.is_ready(ordinal, genesis) && world.pods.get(&ordinal).is_none_or(|pod| !pod.lasting);
+    if (0..service.replicas).any(moving) {
+        return None;
+    }
+    let tried: Vec<usize> = world
+        .current()
+        .into_iter()
+        .filter(|ordinal| !world.is_ready(*ordinal, genesis) && !world.pods[ordinal].terminating)
+        .collect();
+    let quorum_ready = world.ready(genesis) >= service.quorum();
+    if tried.iter().any(|ordinal| quorum_ready || world.replica(*ordinal).is_none()) {
+        return None;
+    }
+    let mut answering = sick.iter().copied().filter(|ordinal| world.replica(*ordinal).is_some());
+    if let Some(ordinal) = answering.clone().find(|ordinal| !world.pods[ordinal].was_ready) {
+        return Some(delete(world, ordinal, "it has never been ready, and is not of the current template"));
+    }
+    let ordinal = answering.next()?;
+    let rest = world.replicas().filter(|(other, _)| *other != ordinal).count();
+    let spare = quorum_ready || (tried.is_empty() && rest >= service.quorum());
+    spare.then(|| delete(world, ordinal, "it has not been ready for long, and is not of the current template"))
 }

@@ -25,6 +25,14 @@ enum State {
     /// Answers, has no service.
     Fresh,
     NotReady,
+    /// Answers, and has not been ready for long; never, as far as Kubernetes knows.
+    Sick,
+    /// The same, but it was ready once.
+    Ailing,
+    /// Has not answered for long.
+    Dark,
+    /// Should have been gone for long.
+    Overdue,
     Ready,
     Leader,
     /// Answers with an identity that is no voter.
@@ -33,7 +41,9 @@ enum State {
     Foreign,
 }
 
-use State::{Absent, Foreign, Fresh, Leader, Lost, NotReady, Ready, Silent, Stuck, Terminating};
+use State::{
+    Absent, Ailing, Dark, Foreign, Fresh, Leader, Lost, NotReady, Overdue, Ready, Sick, Silent, Stuck, Terminating,
+};
 
 fn id(number: usize) -> ReplicaId {
     ReplicaId::from_bytes([u8::try_from(number).expect("small") + 1; 16])
@@ -77,10 +87,10 @@ fn world_of_pods(pods: &[(State, bool)]) -> World {
             not_ready: None,
         };
         let replica = match state {
-            Absent | Silent | Stuck => None,
-            Terminating | Ready => Some(member),
+            Absent | Silent | Dark | Stuck => None,
+            Terminating | Overdue | Ready => Some(member),
             Fresh => Some(Replica { service: None, genesis: None, not_ready: Some("no genesis".into()), ..member }),
-            NotReady => Some(Replica { not_ready: Some("no leader heard".into()), ..member }),
+            NotReady | Sick | Ailing => Some(Replica { not_ready: Some("no leader heard".into()), ..member }),
             Leader => Some(Replica { leads: true, ..member }),
             Lost => Some(Replica {
                 id: id(100 + ordinal),
@@ -99,7 +109,9 @@ fn world_of_pods(pods: &[(State, bool)]) -> World {
             Pod {
                 uid: format!("uid-{ordinal}"),
                 revision: if *current { "new" } else { "old" }.into(),
-                terminating: *state == Terminating,
+                terminating: matches!(state, Terminating | Overdue),
+                lasting: matches!(state, Sick | Ailing | Dark | Overdue),
+                was_ready: !matches!(state, Fresh | Stuck | Sick),
                 stuck: (*state == Stuck).then(|| "cannot pull the image".into()),
                 replica,
             },

@@ -20,8 +20,24 @@ fn every(n: usize, states: &[State], check: &mut impl FnMut(&[(State, bool)])) {
 
 #[test]
 fn every_combination_keeps_the_invariants() {
-    let small = [Absent, Terminating, Silent, Stuck, Fresh, NotReady, Ready, Leader, Lost, Foreign];
-    for (n, states) in [(1, &small[..]), (3, &small[..]), (5, &[Terminating, Stuck, NotReady, Ready, Leader][..])] {
+    let small = [
+        Absent,
+        Terminating,
+        Overdue,
+        Silent,
+        Dark,
+        Stuck,
+        Fresh,
+        NotReady,
+        Sick,
+        Ailing,
+        Ready,
+        Leader,
+        Lost,
+        Foreign,
+    ];
+    let (moving, lasting) = ([Terminating, Stuck, NotReady, Ready, Leader], [Dark, Sick, Ailing, Ready, Leader]);
+    for (n, states) in [(1, &small[..]), (3, &small[..]), (5, &moving[..]), (5, &lasting[..])] {
         let (bare, born) = (of_size(n), with_genesis(of_size(n)));
         let quorum = born.quorum();
         every(n, states, &mut |pods| {
@@ -48,9 +64,22 @@ fn every_combination_keeps_the_invariants() {
                 }
                 Decision::Act(Action::DeletePod { ordinal, .. }) => {
                     let (state, current) = pods[*ordinal];
-                    assert!(!current && state != Terminating, "{pods:?}: a pod that is current, or on its way out");
+                    assert!(
+                        !current && !matches!(state, Terminating | Overdue),
+                        "{pods:?}: a pod that is current, or on its way out"
+                    );
                     let others = pods.iter().enumerate().filter(|(other, pod)| other != ordinal && ready(pod)).count();
-                    if state != Stuck {
+                    let long = |(state, _): &(State, bool)| matches!(state, Sick | Ailing | Dark | Overdue);
+                    let answers = |(state, _): &(State, bool)| matches!(state, Sick | Ailing | Ready | Leader);
+                    if matches!(state, Sick | Ailing) && others < n - 1 {
+                        let rest = pods.iter().filter(|pod| answers(pod)).count() - 1;
+                        let failing = pods.iter().any(|pod| pod.1 && long(pod) && pod.0 != Overdue);
+                        assert!(pods.iter().all(|pod| ready(pod) || long(pod)), "{pods:?}: something is in motion");
+                        assert!(!failing || others < quorum, "{pods:?}: the template fails with a quorum ready");
+                        if state == Ailing && others < quorum {
+                            assert!(!failing && rest >= quorum, "{pods:?}: a voter that may be needed");
+                        }
+                    } else if state != Stuck {
                         assert_eq!(others, n - 1, "{pods:?}: another one is not ready");
                         assert!(n == 1 || others >= quorum, "{pods:?}: no quorum is left");
                         assert!(n == 1 || state != Leader, "{pods:?}: the leader goes without a hand-over");
@@ -66,7 +95,7 @@ fn every_combination_keeps_the_invariants() {
                 _ => {}
             }
             // With any claim on its way out: its pod stays, and no genesis is entrusted to it.
-            for ordinal in 0..n.min(3) {
+            for ordinal in (0..n).filter(|_| n <= 3) {
                 let mut world = world_of_pods(pods);
                 world.claims.get_mut(&ordinal).expect("a claim").terminating = true;
                 for service in [&bare, &born] {

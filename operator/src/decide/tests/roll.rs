@@ -55,6 +55,56 @@ fn roll_of_a_bad_template_stops_at_the_first_pod_and_heals_when_corrected() {
 }
 
 #[test]
+fn corrected_template_reaches_replicas_that_answer_and_are_never_ready() {
+    table(
+        &with_genesis(example()),
+        &[
+            // Two were given a bad template, and the third has no quorum: it was ready once, and stays.
+            (&[(Ailing, O), (Sick, O), (Sick, O)], "delete 1"),
+            (&[(Ailing, N), (Sick, O), (Sick, O)], "delete 1"), // corrected to what the third one is of
+            (&[(Leader, O), (Sick, O), (Sick, O)], "delete 1"),
+            (&[(Ailing, O), (Absent, N), (Sick, O)], "wait Rolling"),
+            (&[(Ailing, O), (Silent, N), (Sick, O)], "wait Rolling"),
+            (&[(Ailing, O), (NotReady, N), (Sick, O)], "wait Rolling"),
+            (&[(Ready, O), (Leader, N), (Sick, O)], "delete 2"),
+            // All three: the first one alone cannot be ready.
+            (&[(Sick, O), (Sick, O), (Sick, O)], "delete 0"),
+            (&[(NotReady, N), (Sick, O), (Sick, O)], "wait Rolling"),
+            (&[(Sick, N), (Sick, O), (Sick, O)], "delete 1"),
+            // A pod that does not go, on a node that is off, is not waited for.
+            (&[(Ailing, O), (Overdue, O), (Sick, O)], "delete 2"),
+            (&[(Overdue, O), (Leader, O), (Ready, O)], "wait Rolling"),
+        ],
+    );
+}
+
+#[test]
+fn voter_that_may_only_lack_a_quorum_is_not_given_to_a_template_that_fails() {
+    table(
+        &with_genesis(example()),
+        &[
+            (&[(Ailing, O), (Dark, O), (Sick, N)], "wait Rolling"),
+            (&[(Ailing, O), (Overdue, O), (Sick, N)], "wait Rolling"),
+            (&[(Ailing, O), (Ailing, O), (Sick, N)], "wait Rolling"),
+            (&[(Sick, O), (Ailing, O), (Dark, N)], "wait Rolling"), // nothing answers from this template
+            (&[(Ailing, O), (Dark, O), (Dark, O)], "wait Rolling"), // the two may come back and need it
+            (&[(Ailing, O), (Ailing, O), (Ailing, O)], "delete 0"), // two are left, whatever becomes of it
+            (&[(Ailing, O), (Ailing, O), (NotReady, O)], "wait Rolling"),
+        ],
+    );
+    table(
+        &with_genesis(of_size(5)),
+        &[
+            (&[(Leader, O), (Ready, O), (Ready, O), (Sick, O), (Sick, O)], "delete 3"),
+            (&[(Leader, O), (Ready, O), (Ready, O), (Ailing, O), (Dark, O)], "delete 3"),
+            (&[(Leader, O), (Ready, O), (Ready, O), (Sick, O), (NotReady, O)], "wait Rolling"),
+            // It could be ready by now, if this template worked.
+            (&[(Leader, O), (Ready, O), (Ready, O), (Sick, O), (Sick, N)], "wait Rolling"),
+        ],
+    );
+}
+
+#[test]
 fn roll_before_genesis_needs_no_gate() {
     table(
         &example(),
