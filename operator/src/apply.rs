@@ -1,12 +1,15 @@
 //! Doing what was decided, and nothing else. Every act can be repeated, by this process or by another one.
 
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
+use k8s_openapi::api::policy::v1::Eviction;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, ObjectMeta, Status};
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use serde_json::{Value, json};
 
 use crate::build::{self, Desired, HASH, MANAGER};
 use crate::context::{Context, Error};
-use crate::decide::Action;
+use crate::decide::{Action, Removal};
 use crate::observe::Seen;
 use crate::replicas;
 use crate::validate::Service;
@@ -31,6 +34,15 @@ impl Settled {
     }
 }
 
+/// How an act ended that did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is done.
+    Done,
+    /// A disruption budget held it back.
+    HeldBack,
+}
+
 /// Carries `action` out. Recording the genesis is not here: it is a write of the status, see [`report`](crate::report).
 pub async fn apply(
     context: &Context,
@@ -38,34 +50,37 @@ pub async fn apply(
     desired: &[Desired],
     seen: &Seen,
     action: &Action,
-) -> Result<(), Error> {
+) -> Result<Outcome, Error> {
     match action {
-        Action::CreateToken => create_token(context, service).await,
+        Action::CreateToken => create_token(context, service).await?,
         Action::Apply(stale) => {
             let stale =
                 |wanted: &&Desired| stale.iter().any(|(kind, name, _)| (*kind, name) == (wanted.kind, &wanted.name));
             for wanted in desired.iter().filter(stale) {
                 apply_object(context, service, wanted).await?;
             }
-            Ok(())
         }
-        Action::RecordGenesis { .. } => Ok(()),
+        Action::RecordGenesis { .. } => {}
         Action::SendGenesis { genesis, targets } => {
             let addresses: Vec<_> = targets.iter().filter_map(|target| seen.addresses.get(target).cloned()).collect();
-            replicas::send_genesis(&addresses, token(seen), genesis).await.map_err(Error::Replica)
+            replicas::send_genesis(&addresses, token(seen), genesis).await.map_err(Error::Replica)?;
         }
         Action::HandOver { leader, target, .. } => {
-            let Some(address) = seen.addresses.get(leader) else { return Ok(()) };
-            replicas::hand_over(address, token(seen), *target).await.map_err(Error::Replica)
+            if let Some(address) = seen.addresses.get(leader) {
+                replicas::hand_over(address, token(seen), *target).await.map_err(Error::Replica)?;
+            }
         }
-        Action::DeletePod { ordinal, uid, .. } => delete_pod(context, service, *ordinal, uid).await,
+        Action::ReplacePod { ordinal, uid, by, .. } => match by {
+            Removal::Eviction => return evict_pod(context, service, *ordinal, uid).await,
+            Removal::Deletion => delete_pod(context, service, *ordinal, uid).await?,
+        },
         Action::GrowVolumes { claims } => {
             for ordinal in claims {
                 grow_volume(context, service, *ordinal).await?;
             }
-            Ok(())
         }
     }
+    Ok(Outcome::Done)
 }
 
 fn token(seen: &Seen) -> &str {
@@ -115,6 +130,35 @@ async fn delete_pod(context: &Context, service: &Service, ordinal: usize, uid: &
     }
 }
 
+/// Evictions go through a client that does not try again by itself: a budget says no with the same status as an API server
+/// that has too much to do, and may say it for hours.
+async fn evict_pod(context: &Context, service: &Service, ordinal: usize, uid: &str) -> Result<Outcome, Error> {
+    let name = service.pod_name(ordinal);
+    let api: Api<Pod> = Api::namespaced(context.evictions.clone(), &service.namespace);
+    context.metrics.write("Pod");
+    match api.create_subresource("eviction", &name, &PostParams::default(), &eviction(&name, uid)).await {
+        Ok(Status { .. }) => Ok(Outcome::Done),
+        Err(kube::Error::Api(error)) if error.code == 429 => {
+            tracing::debug!(pod = %name, reason = %error.message, "eviction held back");
+            Ok(Outcome::HeldBack)
+        }
+        Err(kube::Error::Api(error)) if matches!(error.code, 404 | 409) => Ok(Outcome::Done),
+        Err(error) => Err(Error::kube(&format!("failed to evict pod {name}"))(error)),
+    }
+}
+
+/// By hand: what kube 5 sends spells the options `delete_options`, which the API server does not read.
+fn eviction(name: &str, uid: &str) -> Eviction {
+    Eviction {
+        metadata: ObjectMeta { name: Some(name.to_owned()), ..Default::default() },
+        delete_options: Some(DeleteOptions {
+            // The very pod that was judged, or none.
+            preconditions: Some(meta::Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
+            ..Default::default()
+        }),
+    }
+}
+
 async fn grow_volume(context: &Context, service: &Service, ordinal: usize) -> Result<(), Error> {
     let name = service.claim_name(ordinal);
     let api: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), &service.namespace);
@@ -129,6 +173,14 @@ async fn grow_volume(context: &Context, service: &Service, ordinal: usize) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn eviction_names_the_very_pod_where_the_api_server_reads_it() {
+        let body = serde_json::to_value(eviction("kv-2", "uid-2")).expect("JSON");
+        assert_eq!((&body["apiVersion"], &body["kind"]), (&json!("policy/v1"), &json!("Eviction")));
+        assert_eq!(body["metadata"]["name"], "kv-2");
+        assert_eq!(body["deleteOptions"]["preconditions"], json!({"uid": "uid-2"}));
+    }
 
     #[test]
     fn object_settled_by_its_generation_ignores_its_status() {

@@ -48,6 +48,11 @@ pub struct Args {
           value_parser = clap::value_parser!(u16).range(1..=256))]
     pub concurrency: u16,
 
+    /// How many services have their pods replaced at a time. Sick pods are replaced at any time.
+    #[arg(long, env = "LOCKSTEP_CONCURRENT_ROLLS", value_name = "NUMBER", default_value_t = 4,
+          value_parser = clap::value_parser!(u16).range(1..))]
+    pub concurrent_rolls: u16,
+
     /// What to log: a level, or directives such as info,lockstep_operator=debug.
     #[arg(long, env = "LOCKSTEP_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
     pub log_level: String,

@@ -179,7 +179,7 @@ fn members(service: &Service, world: &World, genesis: &Genesis) -> Vec<Member> {
 fn operation(service: &Service, decision: &Decision, born: bool) -> Option<Operation> {
     let plain = |kind, waiting_for| Some(Operation { kind, target: None, waiting_for });
     match decision {
-        Decision::Act(Action::HandOver { leader: ordinal, .. } | Action::DeletePod { ordinal, .. }) if born => {
+        Decision::Act(Action::HandOver { leader: ordinal, .. } | Action::ReplacePod { ordinal, .. }) if born => {
             let target = Some(service.pod_name(*ordinal));
             Some(Operation { kind: OperationKind::Roll, target, waiting_for: None })
         }
@@ -192,8 +192,10 @@ fn operation(service: &Service, decision: &Decision, born: bool) -> Option<Opera
         Decision::Wait(wait) => {
             let kind = match wait {
                 _ if !born => OperationKind::Bootstrap,
-                Wait::Rolling(_) | Wait::NoLeader => OperationKind::Roll,
-                _ => OperationKind::Recover,
+                Wait::Rolling(_) | Wait::NoLeader | Wait::HeldBack(_) | Wait::Turn => OperationKind::Roll,
+                Wait::FormerObject { .. } | Wait::Kubernetes | Wait::Starting(_) | Wait::NotReady(_) => {
+                    OperationKind::Recover
+                }
             };
             plain(kind, Some(wait.describe(service)))
         }

@@ -1,7 +1,7 @@
 //! The driver: when to look, and the steps of one look in order. Decides nothing about a service.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::StatefulSet;
@@ -16,10 +16,11 @@ use kube::{Client, Resource, ResourceExt};
 use lockstep_api::ReplicatedService;
 use lockstep_types::ServiceId;
 
+use crate::apply::Outcome;
 use crate::build::{self, MANAGER};
 use crate::conditions;
 use crate::context::{Context, Error};
-use crate::decide::{Action, Decision, Wait, decide};
+use crate::decide::{self, Action, Decision, Wait, decide};
 use crate::observe::observe;
 use crate::validate::validate;
 use crate::{apply, observe, report};
@@ -146,25 +147,57 @@ async fn pass(seen: &Guarded, context: &Context) -> Result<Next, Error> {
     };
 
     let names = build::build(&service, None).desired();
-    let seen = observe(context, &service, &names).await?;
+    let mut seen = observe(context, &service, &names).await?;
+    seen.world.held_back = context.held_back(&uid);
+    seen.world.crowded = context.turns.lock().expect("never poisoned").crowded(&uid, Instant::now());
     let existing = seen.world.objects.get(&("StatefulSet", service.name.clone()));
     let desired = build::build(&service, existing).desired();
     let decision = decide(&service, &desired, &seen.world, ServiceId::from_bytes(rand::random()));
     tracing::debug!(service = %service.name, namespace = %service.namespace, %decision, "decided");
 
+    let rolls = matches!(&decision, Decision::Act(action) if action.takes_turn());
+    if rolls && !context.turns.lock().expect("never poisoned").take(&uid, Instant::now()) {
+        // Another service was faster, after our look.
+        return Ok(Next::requeue(AT_ONCE));
+    }
+    if decision == Decision::Converged {
+        context.turns.lock().expect("never poisoned").end(&uid);
+    }
+
     // What is about to happen is written down before it happens; for the genesis this is the act itself.
     let failure = context.failure(&uid);
-    let status = conditions::status(&service, &seen.world, &decision, failure.as_deref(), &report::now());
+    let mut told = decide::told(decision.clone(), &seen.world);
+    let status = conditions::status(&service, &seen.world, &told, failure.as_deref(), &report::now());
     report::status(context, &resource, status).await?;
     if let Decision::Act(action) = &decision {
-        if let Err(error) = apply::apply(context, &service, &desired, &seen, action).await {
-            context.act_failed(&uid, error.to_string());
-            return Err(error);
+        match apply::apply(context, &service, &desired, &seen, action).await {
+            Ok(Outcome::Done) => {
+                context.hold_back(&uid, None);
+                if rolls {
+                    context.turns.lock().expect("never poisoned").stepped(&uid, Instant::now());
+                }
+                report::acted(context, &resource, &service, action).await;
+                told = decision;
+            }
+            Ok(Outcome::HeldBack) => {
+                if let Action::ReplacePod { ordinal, uid: pod, .. } = action {
+                    context.hold_back(&uid, Some(pod));
+                    told = Decision::Wait(Wait::HeldBack(*ordinal));
+                }
+            }
+            Err(error) => {
+                context.act_failed(&uid, error.to_string());
+                return Err(error);
+            }
         }
-        report::acted(context, &resource, &service, action).await;
     }
-    context.metrics.pass(word(&decision));
-    Ok(Next::requeue(pause(&decision, context.poll)))
+    context.metrics.pass(word(&told));
+    let wait = match &told {
+        Decision::Wait(wait) => Some(wait.reason()),
+        Decision::Act(_) | Decision::Refuse(_) | Decision::Converged => None,
+    };
+    let waited = context.waits.lock().expect("never poisoned").waited(&uid, wait, Instant::now());
+    Ok(Next::requeue(pause(&told, waited, context.poll, rand::random())))
 }
 
 fn word(decision: &Decision) -> &'static str {
@@ -176,13 +209,19 @@ fn word(decision: &Decision) -> &'static str {
     }
 }
 
-/// How long until the next look, if nothing happens. Looks cost the API server reads, never a write.
-fn pause(decision: &Decision, poll: Duration) -> Duration {
+/// How long until the next look, if nothing happens: an event of a watch is looked at as it comes. Looks cost the API server
+/// reads, never a write. What has been waited for is looked at ever more seldom, in the end like a service at rest.
+fn pause(decision: &Decision, waited: Duration, poll: Duration, chance: u8) -> Duration {
     match decision {
-        Decision::Act(Action::DeletePod { .. } | Action::GrowVolumes { .. }) => SOON,
-        Decision::Act(_) => AT_ONCE,
-        Decision::Wait(Wait::NotReady(_)) => SOON.max(poll / 5),
-        Decision::Wait(_) => SOON,
+        Decision::Act(Action::ReplacePod { .. } | Action::GrowVolumes { .. }) => SOON,
+        Decision::Act(
+            Action::CreateToken
+            | Action::Apply(_)
+            | Action::RecordGenesis { .. }
+            | Action::SendGenesis { .. }
+            | Action::HandOver { .. },
+        ) => AT_ONCE,
+        Decision::Wait(_) => spread((waited / 4).min(poll).max(SOON), chance),
         Decision::Refuse(_) | Decision::Converged => poll,
     }
 }
@@ -201,8 +240,12 @@ fn on_error(object: Arc<Guarded>, error: &Error, context: Arc<Context>) -> Next 
 /// Half a second, doubled with each failure up to a minute, and up to a quarter more by chance.
 fn backoff(attempts: u32, chance: u8) -> Duration {
     let base = Duration::from_millis(500) * 2_u32.saturating_pow(attempts.saturating_sub(1).min(7));
-    let base = base.min(Duration::from_secs(60));
-    base + base / 4 * u32::from(chance) / 255
+    spread(base.min(Duration::from_secs(60)), chance)
+}
+
+/// Up to a quarter more by chance, so that what began together does not stay together.
+fn spread(pause: Duration, chance: u8) -> Duration {
+    pause + pause / 4 * u32::from(chance) / 255
 }
 
 #[cfg(test)]
@@ -215,6 +258,20 @@ mod tests {
         assert_eq!(backoff(2, 0), Duration::from_secs(1));
         assert_eq!(backoff(8, 0), Duration::from_secs(60));
         assert_eq!(backoff(u32::MAX, 255), Duration::from_secs(75));
+    }
+
+    #[test]
+    fn wait_is_looked_at_ever_more_seldom_and_no_more_seldom_than_a_service_at_rest() {
+        let poll = Duration::from_secs(10);
+        let after = |seconds: u64, chance: u8| {
+            pause(&Decision::Wait(Wait::NoLeader), Duration::from_secs(seconds), poll, chance)
+        };
+        assert_eq!(after(0, 0), SOON);
+        assert_eq!(after(4, 0), SOON);
+        assert_eq!(after(20, 0), Duration::from_secs(5));
+        assert_eq!(after(3600, 0), poll);
+        assert_eq!(after(3600, 255), poll + poll / 4);
+        assert_eq!(pause(&Decision::Converged, Duration::ZERO, poll, 255), poll);
     }
 
     #[test]

@@ -25,9 +25,12 @@ use crate::drift;
 use crate::validate::Service;
 use crate::world::{self, Owner, Token, World};
 
-pub use action::Action;
+pub use action::{Action, Removal};
 pub use refusal::Refusal;
 pub use wait::Wait;
+
+/// Why a pod is replaced about which there is nothing else to say.
+const OUTDATED: &str = "it is not of the current template";
 
 /// What [`decide`] says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +51,19 @@ pub fn decide(service: &Service, desired: &[Desired], world: &World, fresh: Serv
     objects(service, desired, world).unwrap_or_else(|| pods(service, world, fresh))
 }
 
-/// The same once the objects are as built.
+/// What the status says of a decision. An eviction that was held back is tried at every look, and told as what it is: a wait.
+pub fn told(decision: Decision, world: &World) -> Decision {
+    match decision {
+        Decision::Act(Action::ReplacePod { ordinal, uid, by: Removal::Eviction, .. })
+            if Some(&uid) == world.held_back.as_ref() =>
+        {
+            Decision::Wait(Wait::HeldBack(ordinal))
+        }
+        Decision::Act(_) | Decision::Wait(_) | Decision::Refuse(_) | Decision::Converged => decision,
+    }
+}
+
+/// What is next once the objects are as built.
 fn pods(service: &Service, world: &World, fresh: ServiceId) -> Decision {
     others(service, world)
         .or_else(|| roll::stuck(world))
@@ -204,7 +219,11 @@ fn why_not_ready(world: &World, ordinal: usize) -> Option<String> {
 }
 
 fn delete(world: &World, ordinal: usize, why: &'static str) -> Decision {
-    Decision::Act(Action::DeletePod { ordinal, uid: world.pods[&ordinal].uid.clone(), why })
+    replace(world, ordinal, Removal::Deletion, why)
+}
+
+fn replace(world: &World, ordinal: usize, by: Removal, why: &'static str) -> Decision {
+    Decision::Act(Action::ReplacePod { ordinal, uid: world.pods[&ordinal].uid.clone(), by, why })
 }
 
 fn names(names: impl Iterator<Item = String>) -> String {

@@ -18,6 +18,7 @@ mod observe;
 mod quantity;
 mod replicas;
 mod report;
+mod turns;
 mod validate;
 mod world;
 
@@ -26,8 +27,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
-use kube::Client;
 use kube::runtime::events::{Recorder, Reporter};
+use kube::{Client, Config};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -37,6 +38,7 @@ use crate::args::{Args, LogFormat};
 use crate::context::Context;
 use crate::lease::Lease;
 use crate::metrics::Metrics;
+use crate::turns::Turns;
 use crate::validate::Defaults;
 
 #[tokio::main]
@@ -72,9 +74,14 @@ async fn run(args: Args) -> Result<ExitCode, String> {
         .await
         .map_err(|error| format!("failed to listen on {}: {error}; choose another --listen", args.listen))?;
     let stopping = stop_signal().map_err(|error| format!("failed to wait for signals: {error}"))?;
-    let client = Client::try_default().await.map_err(|error| {
+    let mut config = Config::infer().await.map_err(|error| {
         format!("failed to find a cluster: {error}; run inside one, or set KUBECONFIG to one that you can reach")
     })?;
+    let client_of = |config: Config| {
+        Client::try_from(config).map_err(|error| format!("failed to make a client of the cluster: {error}"))
+    };
+    let client = client_of(config.clone())?;
+    config.default_retry = false;
     let metrics = Metrics::default();
     tokio::spawn(metrics::serve(listener, metrics.clone()));
 
@@ -85,6 +92,10 @@ async fn run(args: Args) -> Result<ExitCode, String> {
         defaults: Defaults { image: args.image.clone() },
         poll: args.poll,
         metrics: metrics.clone(),
+        evictions: client_of(config)?,
+        turns: Turns::new(usize::from(args.concurrent_rolls)).into(),
+        held_back: Default::default(),
+        waits: Default::default(),
         settled: Default::default(),
         failures: Default::default(),
         client: client.clone(),

@@ -34,6 +34,10 @@ pub struct World {
     pub others: BTreeMap<usize, Owner>,
     /// Claims by ordinal.
     pub claims: BTreeMap<usize, Claim>,
+    /// The uid of the pod whose eviction a disruption budget held back at the last try.
+    pub held_back: Option<String>,
+    /// Whether as many other services as may are being rolled.
+    pub crowded: bool,
 }
 
 /// The Secret with the admin token.

@@ -63,9 +63,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get, create]
+# Sick pods are deleted; pods that are well are evicted, so that disruption budgets are kept.
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch, delete]
+- apiGroups: [""]
+  resources: [pods/eviction]
+  verbs: [create]
 # To see whether they are being deleted, and to grow them. Never deleted.
 - apiGroups: [""]
   resources: [persistentvolumeclaims]

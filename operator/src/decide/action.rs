@@ -35,12 +35,14 @@ pub enum Action {
         /// Its identity.
         target: ReplicaId,
     },
-    /// Delete a pod, so that the StatefulSet makes it anew.
-    DeletePod {
+    /// Take a pod away, so that the StatefulSet makes it anew.
+    ReplacePod {
         /// Its ordinal.
         ordinal: usize,
         /// The very pod that was judged.
         uid: String,
+        /// How.
+        by: Removal,
         /// Why now.
         why: &'static str,
     },
@@ -49,6 +51,15 @@ pub enum Action {
         /// Claims by ordinal.
         claims: Vec<usize>,
     },
+}
+
+/// How a pod is taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// By an eviction, which disruption budgets can hold back: for pods that are well.
+    Eviction,
+    /// By a deletion: for pods that add nothing to the service as they are.
+    Deletion,
 }
 
 impl Action {
@@ -61,7 +72,7 @@ impl Action {
             Action::RecordGenesis { adopted: true, .. } => "VolumesAdopted",
             Action::SendGenesis { .. } => "GenesisSent",
             Action::HandOver { .. } => "LeaderHandedOver",
-            Action::DeletePod { .. } => "PodReplaced",
+            Action::ReplacePod { .. } => "PodReplaced",
             Action::GrowVolumes { .. } => "VolumesGrown",
         }
     }
@@ -73,17 +84,30 @@ impl Action {
             Action::RecordGenesis { .. } | Action::SendGenesis { .. } => {
                 ("Bootstrapping", "bringing the genesis to all replicas".to_owned())
             }
-            Action::HandOver { leader: ordinal, .. } | Action::DeletePod { ordinal, .. } => {
+            Action::HandOver { leader: ordinal, .. } | Action::ReplacePod { ordinal, .. } => {
                 ("Rolling", format!("replacing pods one by one; {} is next", service.pod_name(*ordinal)))
             }
             Action::GrowVolumes { .. } => ("GrowingVolumes", format!("growing the volumes to {}", service.size)),
         }
     }
 
+    /// Whether it is a step of planned work on pods that are well, of which the operator does only some at a time.
+    pub fn takes_turn(&self) -> bool {
+        match self {
+            Action::HandOver { .. } | Action::ReplacePod { by: Removal::Eviction, .. } => true,
+            Action::ReplacePod { by: Removal::Deletion, .. }
+            | Action::CreateToken
+            | Action::Apply(_)
+            | Action::RecordGenesis { .. }
+            | Action::SendGenesis { .. }
+            | Action::GrowVolumes { .. } => false,
+        }
+    }
+
     /// The one pod that it acts on.
     pub fn pod(&self) -> Option<usize> {
         match self {
-            Action::HandOver { leader: ordinal, .. } | Action::DeletePod { ordinal, .. } => Some(*ordinal),
+            Action::HandOver { leader: ordinal, .. } | Action::ReplacePod { ordinal, .. } => Some(*ordinal),
             Action::CreateToken
             | Action::Apply(_)
             | Action::RecordGenesis { .. }
@@ -112,7 +136,13 @@ impl Action {
             Action::HandOver { leader, to, .. } => {
                 format!("had {} hand over to {}, to replace its pod", service.pod_name(*leader), service.pod_name(*to))
             }
-            Action::DeletePod { ordinal, why, .. } => format!("deleted pod {}: {why}", service.pod_name(*ordinal)),
+            Action::ReplacePod { ordinal, by, why, .. } => {
+                let did = match by {
+                    Removal::Eviction => "evicted",
+                    Removal::Deletion => "deleted",
+                };
+                format!("{did} pod {}: {why}", service.pod_name(*ordinal))
+            }
             Action::GrowVolumes { claims } => format!(
                 "asked for {} in {}",
                 service.size,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lockstep_types::{Genesis, ServiceId};
 
-use super::{Action, Decision, Refusal, Wait, delete, duplicates, dying, why_not_ready};
+use super::{Action, Decision, OUTDATED, Refusal, Wait, delete, duplicates, dying, why_not_ready};
 use crate::validate::Service;
 use crate::world::{Replica, World};
 
@@ -19,7 +19,7 @@ pub fn bootstrap(service: &Service, world: &World, fresh: ServiceId) -> Decision
         !pod.terminating && pod.replica.as_ref().is_none_or(|replica| replica.service.is_none())
     };
     if let Some(ordinal) = world.outdated().into_iter().find(idle) {
-        return delete(world, ordinal, "it is not of the current template");
+        return delete(world, ordinal, OUTDATED);
     }
     if let Some(refusal) = duplicates(world) {
         return Decision::Refuse(refusal);

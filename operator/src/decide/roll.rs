@@ -2,7 +2,7 @@
 
 use lockstep_types::Genesis;
 
-use super::{Action, Decision, Wait, delete, not_ready};
+use super::{Action, Decision, OUTDATED, Removal, Wait, delete, not_ready, replace};
 use crate::validate::Service;
 use crate::world::{Pod, World};
 
@@ -46,13 +46,17 @@ pub fn roll(service: &Service, genesis: &Genesis, world: &World) -> Option<Decis
     if !waiting.is_empty() {
         return heal(service, genesis, world, &sick).or(Some(Decision::Wait(Wait::Rolling(waiting))));
     }
+    // All are ready: this is planned work, which can wait for that on other services.
+    if world.crowded {
+        return Some(Decision::Wait(Wait::Turn));
+    }
     if let ([ordinal], 1) = (&well[..], service.replicas) {
-        return Some(delete(world, *ordinal, "it is not of the current template"));
+        return Some(replace(world, *ordinal, Removal::Eviction, OUTDATED));
     }
     let Some(leader) = world.leader(genesis) else { return Some(Decision::Wait(Wait::NoLeader)) };
     // The highest ordinal first, as a StatefulSet would.
     if let Some(follower) = well.iter().rev().find(|ordinal| **ordinal != leader) {
-        return Some(delete(world, *follower, "it is not of the current template"));
+        return Some(replace(world, *follower, Removal::Eviction, OUTDATED));
     }
     // Only the leader is left, so everybody else is of the current template, and ready.
     let (to, replica) = world.replicas().find(|(ordinal, _)| *ordinal != leader)?;

@@ -138,7 +138,8 @@ fn word(decision: &Decision) -> String {
         }
         Decision::Act(Action::SendGenesis { targets, .. }) => format!("send {}", list(targets)),
         Decision::Act(Action::HandOver { leader, to, .. }) => format!("hand over {leader}→{to}"),
-        Decision::Act(Action::DeletePod { ordinal, .. }) => format!("delete {ordinal}"),
+        Decision::Act(Action::ReplacePod { ordinal, by: Removal::Eviction, .. }) => format!("evict {ordinal}"),
+        Decision::Act(Action::ReplacePod { ordinal, by: Removal::Deletion, .. }) => format!("delete {ordinal}"),
         Decision::Act(Action::GrowVolumes { claims }) => format!("grow {}", list(claims)),
         Decision::Wait(wait) => format!("wait {}", wait.reason()),
         Decision::Refuse(refusal) => format!("refuse {}", refusal.reason()),
@@ -302,7 +303,7 @@ fn volumes_too_small_are_grown_but_not_before_pods_that_can_go() {
         &[
             (&[(Leader, N), (Ready, N), (Ready, N)], "grow 0,1,2"),
             (&[(Leader, N), (Ready, N), (NotReady, N)], "grow 0,1,2"),
-            (&[(Leader, O), (Ready, O), (Ready, O)], "delete 2"),
+            (&[(Leader, O), (Ready, O), (Ready, O)], "evict 2"),
             (&[(Leader, O), (Ready, O), (NotReady, N)], "grow 0,1,2"),
         ],
     );

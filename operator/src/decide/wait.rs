@@ -21,6 +21,10 @@ pub enum Wait {
     Rolling(Vec<(usize, Option<String>)>),
     /// A roll is under way, and the leader is not known.
     NoLeader,
+    /// A roll is under way, and a disruption budget holds the next pod back. It is tried again and again.
+    HeldBack(usize),
+    /// Pods are outdated, and as many other services as may are being rolled.
+    Turn,
     /// Replicas that are not ready, and nothing that the operator could do about it.
     NotReady(Vec<(usize, Option<String>)>),
 }
@@ -33,6 +37,8 @@ impl Wait {
             Wait::Kubernetes => "WaitingForPods",
             Wait::Starting(_) => "ReplicasStarting",
             Wait::Rolling(_) | Wait::NoLeader => "Rolling",
+            Wait::HeldBack(_) => "EvictionHeldBack",
+            Wait::Turn => "WaitingForTurn",
             Wait::NotReady(_) => "ReplicasNotReady",
         }
     }
@@ -53,6 +59,16 @@ impl Wait {
             Wait::Starting(pods) => format!("waiting for the first answer of {}", list(pods)),
             Wait::Rolling(pods) => format!("replacing pods one by one; waiting until {} is ready", list(pods)),
             Wait::NoLeader => "replacing pods one by one; waiting until a leader is known".to_owned(),
+            Wait::HeldBack(pod) => format!(
+                "replacing pods one by one; a disruption budget does not let {} go yet, see kubectl get \
+                 poddisruptionbudgets",
+                service.pod_name(*pod)
+            ),
+            Wait::Turn => {
+                "pods are not of the current template; waiting until other services have been rolled, since the \
+                           operator rolls only some at a time (--concurrent-rolls)"
+                    .to_owned()
+            }
             Wait::NotReady(pods) => format!("waiting until {} is ready", list(pods)),
         }
     }

@@ -62,7 +62,9 @@ fn every_combination_keeps_the_invariants() {
                     assert_eq!(Some(genesis), born.recorded.as_ref());
                     assert!(targets.iter().all(|target| pods[*target].0 == Fresh), "{pods:?}");
                 }
-                Decision::Act(Action::DeletePod { ordinal, .. }) => {
+                Decision::Act(Action::ReplacePod { ordinal, by, .. }) => {
+                    let evicted = *by == Removal::Eviction;
+                    assert_eq!(evicted, ready(&pods[*ordinal]), "{pods:?}: only what is well is evicted");
                     let (state, current) = pods[*ordinal];
                     assert!(
                         !current && !matches!(state, Terminating | Overdue),
@@ -100,7 +102,7 @@ fn every_combination_keeps_the_invariants() {
                 world.claims.get_mut(&ordinal).expect("a claim").terminating = true;
                 for service in [&bare, &born] {
                     match crate::decide::pods(service, &world, FRESH) {
-                        Decision::Act(Action::DeletePod { ordinal: deleted, .. }) => {
+                        Decision::Act(Action::ReplacePod { ordinal: deleted, .. }) => {
                             assert_ne!(deleted, ordinal, "{pods:?}: a volume is destroyed");
                         }
                         Decision::Act(Action::RecordGenesis { .. }) => panic!("{pods:?}: a genesis on a dying volume"),

@@ -7,14 +7,14 @@ fn roll_takes_followers_first_and_the_leader_after_a_hand_over() {
     table(
         &with_genesis(example()),
         &[
-            (&[(Ready, O), (Leader, O), (Ready, O)], "delete 2"),
+            (&[(Ready, O), (Leader, O), (Ready, O)], "evict 2"),
             (&[(Ready, O), (Leader, O), (Absent, N)], "wait Rolling"),
             (&[(Ready, O), (Leader, O), (Silent, N)], "wait Rolling"),
             (&[(Ready, O), (Leader, O), (NotReady, N)], "wait Rolling"),
-            (&[(Ready, O), (Leader, O), (Ready, N)], "delete 0"),
+            (&[(Ready, O), (Leader, O), (Ready, N)], "evict 0"),
             (&[(Terminating, O), (Leader, O), (Ready, N)], "wait Rolling"),
             (&[(Ready, N), (Leader, O), (Ready, N)], "hand over 1→0"),
-            (&[(Leader, N), (Ready, O), (Ready, N)], "delete 1"),
+            (&[(Leader, N), (Ready, O), (Ready, N)], "evict 1"),
             (&[(Leader, N), (Ready, N), (Ready, N)], "converged"),
         ],
     );
@@ -122,6 +122,39 @@ fn roll_before_genesis_needs_no_gate() {
 fn roll_of_a_single_replica_replaces_it() {
     table(
         &with_genesis(of_size(1)),
-        &[(&[(Leader, O)], "delete 0"), (&[(NotReady, O)], "delete 0"), (&[(Leader, N)], "converged")],
+        &[(&[(Leader, O)], "evict 0"), (&[(NotReady, O)], "delete 0"), (&[(Leader, N)], "converged")],
     );
+}
+
+#[test]
+fn eviction_held_back_by_a_budget_is_tried_again_and_told_as_a_wait() {
+    let service = with_genesis(example());
+    let mut world = world(&service, &[(Ready, O), (Leader, O), (Ready, O)]);
+    world.held_back = Some("uid-2".into());
+    let decision = run(&service, &world);
+    assert_eq!(word(&decision), "evict 2");
+    let Decision::Wait(wait) = told(decision, &world) else { panic!("a wait") };
+    assert_eq!(wait.reason(), "EvictionHeldBack");
+    assert!(wait.describe(&service).contains("does not let kv-2 go yet"), "{}", wait.describe(&service));
+    // Another pod, or another act, is what it is.
+    world.held_back = Some("uid-1".into());
+    assert_eq!(word(&told(run(&service, &world), &world)), "evict 2");
+    world.held_back = Some("uid-2".into());
+    world.pods.get_mut(&2).expect("a pod").replica = None;
+    assert_eq!(word(&told(run(&service, &world), &world)), "delete 2");
+}
+
+#[test]
+fn roll_waits_for_its_turn_but_sick_pods_do_not() {
+    let service = with_genesis(example());
+    for (pods, expected) in [
+        ([(Ready, O), (Leader, O), (Ready, O)], "wait WaitingForTurn"),
+        ([(Ready, N), (Leader, O), (Ready, N)], "wait WaitingForTurn"),
+        ([(Ready, O), (Leader, O), (NotReady, O)], "delete 2"),
+        ([(Ready, O), (Leader, O), (Stuck, O)], "delete 2"),
+        ([(Ready, N), (Leader, N), (Ready, N)], "converged"),
+    ] {
+        let world = World { crowded: true, ..world(&service, &pods) };
+        assert_eq!(word(&run(&service, &world)), expected, "{pods:?}");
+    }
 }
