@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, ObjectMeta, 
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use serde_json::{Value, json};
 
-use crate::build::{self, Desired, HASH, MANAGER};
+use crate::build::{self, Desired, HASH, MANAGER, SERVICE_ID};
 use crate::context::{Context, Error};
 use crate::decide::{Action, Removal};
 use crate::observe::Seen;
@@ -74,9 +74,17 @@ pub async fn apply(
             Removal::Eviction => return evict_pod(context, service, *ordinal, uid).await,
             Removal::Deletion => delete_pod(context, service, *ordinal, uid).await?,
         },
-        Action::GrowVolumes { claims } => {
+        Action::MarkVolumes { service: id, claims } => {
+            let patch = json!({ "metadata": { "annotations": { SERVICE_ID: id.to_string() } } });
             for ordinal in claims {
-                grow_volume(context, service, *ordinal).await?;
+                patch_claim(context, service, *ordinal, &patch, "").await?;
+            }
+        }
+        Action::GrowVolumes { claims } => {
+            let patch = json!({ "spec": { "resources": { "requests": { "storage": service.size } } } });
+            for ordinal in claims {
+                let hint = ", whose storage class must allow volume expansion";
+                patch_claim(context, service, *ordinal, &patch, hint).await?;
             }
         }
     }
@@ -159,15 +167,19 @@ fn eviction(name: &str, uid: &str) -> Eviction {
     }
 }
 
-async fn grow_volume(context: &Context, service: &Service, ordinal: usize) -> Result<(), Error> {
+async fn patch_claim(
+    context: &Context,
+    service: &Service,
+    ordinal: usize,
+    patch: &Value,
+    hint: &str,
+) -> Result<(), Error> {
     let name = service.claim_name(ordinal);
     let api: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), &service.namespace);
-    let patch = json!({ "spec": { "resources": { "requests": { "storage": service.size } } } });
     let parameters = PatchParams { field_manager: Some(MANAGER.to_owned()), ..Default::default() };
     context.metrics.write("PersistentVolumeClaim");
-    api.patch(&name, &parameters, &Patch::Merge(patch)).await.map(|_| ()).map_err(Error::kube(&format!(
-        "failed to grow volume claim {name}, whose storage class must allow volume expansion"
-    )))
+    let patched = api.patch(&name, &parameters, &Patch::Merge(patch)).await;
+    patched.map(drop).map_err(Error::kube(&format!("failed to change volume claim {name}{hint}")))
 }
 
 #[cfg(test)]

@@ -29,6 +29,9 @@ pub const MANAGER: &str = "lockstep-operator";
 /// The annotation that holds the hash of the object as built. Tells a field that is no longer wanted from one of others.
 pub const HASH: &str = "lockstep.dev/built-hash";
 
+/// The annotation of a claim that names the service on its volume: it is known before anything runs on that volume again.
+pub const SERVICE_ID: &str = "lockstep.dev/service-id";
+
 /// All objects of one service but the Secret, which is created once and never applied.
 #[derive(Clone, Debug)]
 pub struct Objects {

@@ -184,7 +184,7 @@ fn operation(service: &Service, decision: &Decision, born: bool) -> Option<Opera
             Some(Operation { kind: OperationKind::Roll, target, waiting_for: None })
         }
         Decision::Act(Action::GrowVolumes { .. }) => plain(OperationKind::GrowVolumes, None),
-        Decision::Act(Action::RecordGenesis { .. } | Action::SendGenesis { .. }) => {
+        Decision::Act(Action::RecordGenesis { .. } | Action::SendGenesis { .. } | Action::MarkVolumes { .. }) => {
             plain(OperationKind::Bootstrap, None)
         }
         Decision::Act(_) if !born => plain(OperationKind::Bootstrap, None),

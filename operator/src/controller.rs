@@ -219,6 +219,7 @@ fn pause(decision: &Decision, waited: Duration, poll: Duration, chance: u8) -> D
             | Action::Apply(_)
             | Action::RecordGenesis { .. }
             | Action::SendGenesis { .. }
+            | Action::MarkVolumes { .. }
             | Action::HandOver { .. },
         ) => AT_ONCE,
         Decision::Wait(_) => spread((waited / 4).min(poll).max(SOON), chance),

@@ -74,6 +74,24 @@ fn pods(service: &Service, world: &World, fresh: ServiceId) -> Decision {
         .unwrap_or(Decision::Converged)
 }
 
+/// Volumes of another service, before a StatefulSet runs anything on them: the replicas there would elect a leader and serve
+/// clients. Volumes that nobody has noted anything on say what they are when their replicas start.
+fn kept(service: &Service, world: &World) -> Option<Refusal> {
+    if service.recorded.is_some() || world.objects.contains_key(&("StatefulSet", service.name.clone())) {
+        return None;
+    }
+    let claims = world.claims.iter().filter(|(_, claim)| !claim.terminating);
+    let found: Vec<_> = claims
+        .filter_map(|(ordinal, claim)| Some((*ordinal, claim.service?)))
+        .filter(|(_, found)| Some(*found) != service.adopt)
+        .collect();
+    match service.adopt {
+        _ if found.is_empty() => None,
+        None => Some(Refusal::VolumesFromAnotherService { found }),
+        Some(wanted) => Some(Refusal::AdoptsAnother { wanted, found }),
+    }
+}
+
 /// Pods in the place of ours: nothing is decided on what runs in them.
 fn others(service: &Service, world: &World) -> Option<Decision> {
     world.others.iter().find_map(|(ordinal, owner)| {
@@ -107,6 +125,9 @@ fn objects(service: &Service, desired: &[Desired], world: &World) -> Option<Deci
         Token::Malformed => return Some(Decision::Refuse(Refusal::TokenMalformed)),
         Token::Present(_) => {}
     }
+    if let Some(refusal) = kept(service, world) {
+        return Some(Decision::Refuse(refusal));
+    }
     let stale: Vec<_> = desired
         .iter()
         .filter_map(|wanted| {
@@ -138,6 +159,14 @@ fn settle(service: &Service, genesis: &Genesis, world: &World) -> Option<Decisio
     }
     if let Some(refusal) = duplicates(world).or_else(|| strangers(genesis, world)) {
         return Some(Decision::Refuse(refusal));
+    }
+    let marked = |ordinal: &usize| {
+        world.claims.get(ordinal).is_none_or(|claim| claim.terminating || claim.service == Some(genesis.service))
+    };
+    let unmarked: Vec<usize> =
+        world.replicas().map(|(ordinal, _)| ordinal).filter(|ordinal| !marked(ordinal)).collect();
+    if !unmarked.is_empty() {
+        return Some(Decision::Act(Action::MarkVolumes { service: genesis.service, claims: unmarked }));
     }
     let rolling = dying(world).map(Decision::Refuse).or_else(|| roll::roll(service, genesis, world));
     match rolling {

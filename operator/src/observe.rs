@@ -7,6 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DynamicObject, ListParams};
 use kube::core::DeserializeGuard;
 use lockstep_api::ReplicatedService;
+use lockstep_types::ServiceId;
 use serde_json::Value;
 
 use crate::apply::Settled;
@@ -141,10 +142,12 @@ async fn claims(context: &Context, service: &Service) -> Result<BTreeMap<usize, 
         }
     }
     let read = |claim: PersistentVolumeClaim| {
+        let service = claim.metadata.annotations.as_ref().and_then(|all| ServiceId::parse(all.get(build::SERVICE_ID)?));
         let requests = claim.spec.and_then(|spec| spec.resources).and_then(|resources| resources.requests);
         Claim {
             request: requests.and_then(|requests| Amount::parse(&requests.get("storage")?.0)),
             terminating: claim.metadata.deletion_timestamp.is_some(),
+            service,
         }
     };
     Ok(claims.into_iter().map(|(ordinal, claim)| (ordinal, read(claim))).collect())

@@ -117,6 +117,8 @@ pub struct Claim {
     pub request: Option<Amount>,
     /// On its way out.
     pub terminating: bool,
+    /// The service that was noted on it, after its replica said so.
+    pub service: Option<ServiceId>,
 }
 
 impl Set {

@@ -1,6 +1,6 @@
 //! What the operator can do to a service, one step at a time, and how it is told.
 
-use lockstep_types::{Genesis, ReplicaId};
+use lockstep_types::{Genesis, ReplicaId, ServiceId};
 
 use super::names;
 use crate::validate::Service;
@@ -46,6 +46,13 @@ pub enum Action {
         /// Why now.
         why: &'static str,
     },
+    /// Note on claims which service is on their volumes.
+    MarkVolumes {
+        /// The service.
+        service: ServiceId,
+        /// Claims by ordinal.
+        claims: Vec<usize>,
+    },
     /// Ask for larger volumes.
     GrowVolumes {
         /// Claims by ordinal.
@@ -73,6 +80,7 @@ impl Action {
             Action::SendGenesis { .. } => "GenesisSent",
             Action::HandOver { .. } => "LeaderHandedOver",
             Action::ReplacePod { .. } => "PodReplaced",
+            Action::MarkVolumes { .. } => "VolumesMarked",
             Action::GrowVolumes { .. } => "VolumesGrown",
         }
     }
@@ -87,6 +95,7 @@ impl Action {
             Action::HandOver { leader: ordinal, .. } | Action::ReplacePod { ordinal, .. } => {
                 ("Rolling", format!("replacing pods one by one; {} is next", service.pod_name(*ordinal)))
             }
+            Action::MarkVolumes { .. } => ("Bootstrapping", "noting the service on its volume claims".to_owned()),
             Action::GrowVolumes { .. } => ("GrowingVolumes", format!("growing the volumes to {}", service.size)),
         }
     }
@@ -100,6 +109,7 @@ impl Action {
             | Action::Apply(_)
             | Action::RecordGenesis { .. }
             | Action::SendGenesis { .. }
+            | Action::MarkVolumes { .. }
             | Action::GrowVolumes { .. } => false,
         }
     }
@@ -112,6 +122,7 @@ impl Action {
             | Action::Apply(_)
             | Action::RecordGenesis { .. }
             | Action::SendGenesis { .. }
+            | Action::MarkVolumes { .. }
             | Action::GrowVolumes { .. } => None,
         }
     }
@@ -142,6 +153,9 @@ impl Action {
                     Removal::Deletion => "deleted",
                 };
                 format!("{did} pod {}: {why}", service.pod_name(*ordinal))
+            }
+            Action::MarkVolumes { service: id, claims } => {
+                format!("noted service {id} on {}", names(claims.iter().map(|ordinal| service.claim_name(*ordinal))))
             }
             Action::GrowVolumes { claims } => format!(
                 "asked for {} in {}",

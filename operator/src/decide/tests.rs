@@ -74,7 +74,7 @@ fn world_of_pods(pods: &[(State, bool)]) -> World {
     };
     let size = Amount::parse("1Gi");
     for (ordinal, (state, current)) in pods.iter().enumerate() {
-        world.claims.insert(ordinal, Claim { request: size, terminating: false });
+        world.claims.insert(ordinal, Claim { request: size, terminating: false, service: Some(FRESH) });
         if *state == Absent {
             continue;
         }
@@ -140,6 +140,7 @@ fn word(decision: &Decision) -> String {
         Decision::Act(Action::HandOver { leader, to, .. }) => format!("hand over {leader}→{to}"),
         Decision::Act(Action::ReplacePod { ordinal, by: Removal::Eviction, .. }) => format!("evict {ordinal}"),
         Decision::Act(Action::ReplacePod { ordinal, by: Removal::Deletion, .. }) => format!("delete {ordinal}"),
+        Decision::Act(Action::MarkVolumes { claims, .. }) => format!("mark {}", list(claims)),
         Decision::Act(Action::GrowVolumes { claims }) => format!("grow {}", list(claims)),
         Decision::Wait(wait) => format!("wait {}", wait.reason()),
         Decision::Refuse(refusal) => format!("refuse {}", refusal.reason()),
