@@ -99,7 +99,7 @@ fn conditions(
     };
 
     let refused = matches!(decision, Decision::Refuse(_));
-    if ready == n && world.outdated().is_empty() && !refused {
+    if ready == n && is_current(world, decision) && !refused {
         let message = if n == 1 { "the replica is ready".to_owned() } else { format!("all {n} replicas are ready") };
         list.push(READY, true, "AllReplicasReady", &message);
     } else {
@@ -150,6 +150,13 @@ fn conditions(
             list.push(DEGRADED, false, "AsExpected", "nothing is wrong");
         }
     }
+}
+
+/// Whether the pods are what the resource asks for: nothing is about to change under them, and none is outdated. Kubernetes
+/// takes a moment to note a change of the StatefulSet, and does not know before that which pods are outdated.
+fn is_current(world: &World, decision: &Decision) -> bool {
+    let changing = matches!(decision, Decision::Act(Action::Apply(_) | Action::CreateToken));
+    !changing && world.set.as_ref().is_some_and(|set| set.up_to_date) && world.outdated().is_empty()
 }
 
 /// Whether the replicas are still on their way from the genesis to their first leader.
@@ -345,6 +352,16 @@ mod tests {
         service.status = status(&service, &world(3), &Decision::Converged, None, &at(6));
         let later = status(&service, &world(2), &wait, None, &at(7));
         assert_eq!(summary(&later), "Ready=F Available=T FaultTolerant=F Progressing=F Degraded=T");
+    }
+
+    #[test]
+    fn service_whose_template_has_just_changed_is_not_ready_of_the_new_one() {
+        let apply = Decision::Act(Action::Apply(vec![("StatefulSet", "kv".into(), "spec.template".into())]));
+        assert_eq!(summary(&status(&born(), &world(3), &apply, None, &at(1)))[..7], *"Ready=F");
+        let mut unnoted = world(3);
+        unnoted.set = Some(Set { update_revision: "new".into(), up_to_date: false });
+        let wait = Decision::Wait(Wait::Kubernetes);
+        assert_eq!(summary(&status(&born(), &unnoted, &wait, None, &at(1)))[..7], *"Ready=F");
     }
 
     #[test]
