@@ -19,9 +19,11 @@ pub struct Mark(u64);
 pub struct Change {
     /// By whom.
     pub user: String,
+    /// What: `create`, `delete`, `patch` …
+    pub verb: String,
     /// In which namespace; empty for what is in none.
     pub namespace: String,
-    /// Of which kind, in the plural.
+    /// Of which kind, in the plural, such as `pods`, or a part of it, such as `pods/eviction`.
     pub resource: String,
     line: String,
 }
@@ -50,10 +52,14 @@ pub async fn since(log: &Path, mark: Mark) -> Result<Vec<Change>> {
         .map(|line| {
             let entry: Value = serde_json::from_str(line)?;
             let user = text(&entry, "/user/username");
-            let (verb, resource) = (text(&entry, "/verb"), text(&entry, "/objectRef/resource"));
+            let (verb, mut resource) = (text(&entry, "/verb"), text(&entry, "/objectRef/resource"));
+            let part = text(&entry, "/objectRef/subresource");
+            if !part.is_empty() {
+                resource = format!("{resource}/{part}");
+            }
             let (namespace, name) = (text(&entry, "/objectRef/namespace"), text(&entry, "/objectRef/name"));
             let line = format!("{user}: {verb} {resource} {namespace}/{name}");
-            Ok(Change { user, namespace, resource, line })
+            Ok(Change { user, verb, namespace, resource, line })
         })
         .collect()
 }

@@ -22,6 +22,8 @@ pub struct Cluster {
     switches: String,
     /// What the API server writes down about changes.
     pub audit_log: PathBuf,
+    /// Tells one build of the image from another.
+    pub image_hash: String,
     /// The top of the repository.
     pub repository: PathBuf,
 }
@@ -47,6 +49,7 @@ impl Cluster {
             helm: variable("HELM")?,
             switches: variable("LOCKSTEP_CLUSTER")?,
             audit_log: variable("LOCKSTEP_AUDIT_LOG")?.into(),
+            image_hash: variable("LOCKSTEP_IMAGE_HASH")?,
             repository: PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")),
         })
     }

@@ -66,7 +66,7 @@ async fn main() -> ExitCode {
 async fn run(chosen: &[&Test]) -> Result<usize> {
     let started = Instant::now();
     let cluster = Cluster::from_environment()?;
-    tests::install(&cluster).await?;
+    tests::install(&cluster, None).await?;
     println!("installed in {:.1} s", started.elapsed().as_secs_f64());
     let mut recoveries = Recoveries::default();
     let mut failed = vec![];

@@ -178,6 +178,25 @@ impl Service {
         .await
     }
 
+    /// The status, reason and message of a condition of the resource.
+    pub async fn condition(&self, type_: &str) -> Result<(String, String, String)> {
+        let found = condition(&self.resource().await?, type_).cloned().unwrap_or_default();
+        Ok((text(&found, "/status"), text(&found, "/reason"), text(&found, "/message")))
+    }
+
+    /// The pods that events of this reason are about, in the order in which things happened.
+    pub async fn events(&self, reason: &str) -> Result<Vec<String>> {
+        let list = self.scope.get(&["events.events.k8s.io"]).await?;
+        let about = |event: &&Value| text(event, "/regarding/name") == self.name && text(event, "/reason") == reason;
+        let mut events: Vec<_> = items(&list)
+            .iter()
+            .filter(about)
+            .map(|event| (text(event, "/eventTime"), text(event, "/related/name")))
+            .collect();
+        events.sort();
+        Ok(events.into_iter().map(|(_, pod)| pod).collect())
+    }
+
     /// Selects the pods.
     pub fn selector(&self) -> String {
         format!("app.kubernetes.io/instance={},app.kubernetes.io/component=replica", self.name)

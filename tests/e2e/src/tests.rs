@@ -1,11 +1,16 @@
 //! The tests, in the order in which they run, and what comes before and after all of them.
 
+mod bad_image;
 mod catch_up;
+mod claim;
 mod faults;
 mod invalid;
 mod kept;
+mod namespaced;
+mod operator;
 mod quiet;
 mod ready;
+mod roll;
 mod unary;
 
 use std::fmt;
@@ -13,13 +18,18 @@ use std::time::Duration;
 
 use futures::future::LocalBoxFuture;
 
-use crate::cluster::{Cluster, IMAGE, OPERATOR_NAMESPACE};
+use crate::cluster::{Cluster, IMAGE, OPERATOR_NAMESPACE, items, text};
 use crate::recovery::{Fault, Recoveries};
 use crate::scope::Scope;
-use crate::{Result, wait};
+use crate::{Result, ensure, wait};
 
 /// From a node's power-on until Kubernetes calls it ready.
 const NODE_READY_WITHIN: Duration = Duration::from_secs(30);
+
+/// Until an operator that is replaced is gone: it stops at SIGTERM.
+const OPERATOR_WITHIN: Duration = Duration::from_secs(40);
+/// The annotation of the operator's pod that changes with the image.
+const BUILD: &str = "image-hash";
 
 /// A test.
 pub struct Test {
@@ -65,6 +75,26 @@ pub const TESTS: &[Test] = &[
         run: |scope, _| Box::pin(kept::run(scope)),
     },
     Test {
+        name: "claim",
+        shows: "a claim that is being deleted under its pod stops a roll, and the refusal says what can be done",
+        run: |scope, _| Box::pin(claim::run(scope)),
+    },
+    Test {
+        name: "roll",
+        shows: "another template reaches all pods while a client writes: by eviction, the leader last, nothing lost",
+        run: |scope, _| Box::pin(roll::run(scope)),
+    },
+    Test {
+        name: "bad-image",
+        shows: "an image that is not there stops at the first pod, and the service heals when the resource is corrected",
+        run: |scope, _| Box::pin(bad_image::run(scope)),
+    },
+    Test {
+        name: "operator",
+        shows: "the operator killed at the genesis and in the middle of a roll: its next process goes on where it was",
+        run: |scope, _| Box::pin(operator::run(scope)),
+    },
+    Test {
         name: "catch-up",
         shows: "a replica that is cut off from the leader catches up from a follower, by the log",
         run: |scope, _| Box::pin(catch_up::run(scope)),
@@ -84,35 +114,41 @@ pub const TESTS: &[Test] = &[
         shows: "the same by a power cut of the pod's node, and its return",
         run: |scope, recoveries| Box::pin(faults::run(scope, Fault::PowerCut, recoveries)),
     },
+    // The last one, for it takes the operator away from all other namespaces.
+    Test {
+        name: "namespaced",
+        shows: "an operator for one namespace, with rights in that one only, brings a service up and rolls it",
+        run: |scope, _| Box::pin(namespaced::run(scope)),
+    },
 ];
 
-/// Installs the definition and the operator, as the README says.
-pub async fn install(cluster: &Cluster) -> Result {
+/// Installs the definition and the operator, as the README says, or for one namespace alone. An operator of an earlier build or
+/// for other namespaces is replaced.
+pub async fn install(cluster: &Cluster, namespace: Option<&str>) -> Result {
     let chart = |name: &str| cluster.repository.join("charts").join(name).display().to_string();
     let (repository, tag) = IMAGE.rsplit_once(':').expect("the image has a tag");
-    let values = [format!("image.repository={repository}"), format!("image.tag={tag}")];
-    cluster.helm(&["upgrade", "--install", "lockstep-crds", &chart("lockstep-crds"), "--wait"]).await?;
-    cluster
-        .helm(&[
-            "upgrade",
-            "--install",
-            "lockstep",
-            &chart("lockstep"),
-            "--namespace",
-            OPERATOR_NAMESPACE,
-            "--create-namespace",
-            "--set",
-            &values[0],
-            "--set",
-            &values[1],
-            "--set",
-            "image.pullPolicy=Never",
-            "--wait",
-            "--timeout",
-            "60s",
-        ])
-        .await
-        .map(drop)
+    let mut values = vec![
+        format!("image.repository={repository}"),
+        format!("image.tag={tag}"),
+        "image.pullPolicy=Never".to_owned(),
+        format!("podAnnotations.{BUILD}={}", cluster.image_hash),
+    ];
+    values.extend(namespace.map(|namespace| format!("watchNamespace={namespace}")));
+    let definition = chart("lockstep-crds");
+    cluster.helm(&["upgrade", "--install", "lockstep-crds", &definition, "--wait"]).await?;
+    let chart = chart("lockstep");
+    let mut arguments = vec!["upgrade", "--install", "lockstep", &chart, "--namespace", OPERATOR_NAMESPACE];
+    arguments.extend(["--create-namespace", "--wait", "--timeout", "60s"]);
+    arguments.extend(values.iter().flat_map(|value| ["--set-string", value]));
+    cluster.helm(&arguments).await?;
+    wait::until("the operator of this build alone", OPERATOR_WITHIN, async || {
+        let pods = cluster.get(&["pods", "--namespace", OPERATOR_NAMESPACE]).await?;
+        let builds: Vec<_> =
+            items(&pods).iter().map(|pod| text(pod, &format!("/metadata/annotations/{BUILD}"))).collect();
+        ensure!(builds == [cluster.image_hash.as_str()], "pods of builds {builds:?}");
+        Ok(())
+    })
+    .await
 }
 
 /// Undoes every switch: all nodes on, all links there.

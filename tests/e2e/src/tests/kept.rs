@@ -37,6 +37,9 @@ pub async fn run(scope: &Scope) -> Result {
     })
     .await?;
     other.until_ready(READY_WITHIN).await?;
+    // Nothing runs on them meanwhile: their replicas would elect a leader and serve clients.
+    let pods: Vec<_> = service.pods().await?.into_iter().map(|pod| pod.name).collect();
+    ensure!(pods.is_empty(), "over kept volumes there are {pods:?}");
     let refused = service.resource().await?;
     ensure!(refused["status"]["genesis"].is_null(), "a genesis over kept volumes: {}", refused["status"]);
 
