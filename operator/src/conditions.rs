@@ -140,12 +140,15 @@ fn conditions(
         Decision::Refuse(_) => list.push(PROGRESSING, false, reason, "waiting for a choice"),
         Decision::Converged => list.push(PROGRESSING, false, reason, &message),
     }
+    // A roll that waits for a replica in transition is as expected; one that waits for a sick one is not.
+    let long = world.pods.values().any(|pod| pod.lasting);
     let stuck = world.pods.values().any(|pod| pod.stuck.is_some() && pod.replica.is_none());
     match decision {
         Decision::Refuse(_) => list.push(DEGRADED, true, reason, &message),
         Decision::Wait(Wait::NotReady(_)) if !newborn => list.push(DEGRADED, true, reason, &message),
         Decision::Act(_) if failed => list.push(DEGRADED, true, reason, &message),
         Decision::Wait(_) if stuck => list.push(DEGRADED, true, "PodsStuck", &message),
+        Decision::Wait(Wait::Rolling(_)) if long => list.push(DEGRADED, true, "ReplicasNotReady", &message),
         Decision::Act(_) | Decision::Wait(_) | Decision::Converged => {
             list.push(DEGRADED, false, "AsExpected", "nothing is wrong");
         }
@@ -362,6 +365,17 @@ mod tests {
         unnoted.set = Some(Set { update_revision: "new".into(), up_to_date: false });
         let wait = Decision::Wait(Wait::Kubernetes);
         assert_eq!(summary(&status(&born(), &unnoted, &wait, None, &at(1)))[..7], *"Ready=F");
+    }
+
+    #[test]
+    fn roll_is_degraded_once_what_it_waits_for_lasts() {
+        let wait = Decision::Wait(Wait::Rolling(vec![(2, None)]));
+        let mut world = world(2);
+        let now = status(&born(), &world, &wait, None, &at(1));
+        assert_eq!(summary(&now), "Ready=F Available=T FaultTolerant=F Progressing=T Degraded=F");
+        world.pods.get_mut(&2).expect("a pod").lasting = true;
+        let later = status(&born(), &world, &wait, None, &at(99));
+        assert_eq!(summary(&later), "Ready=F Available=T FaultTolerant=F Progressing=T Degraded=T");
     }
 
     #[test]
