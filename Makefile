@@ -25,11 +25,11 @@ scripts: ## blesses the golden scripts of the rules: read the diff
 mutants: ## takes each rule's line out and demands that its golden script fails
 	replica/consensus/tests/mutants
 
-simulate: ## replays one seed: make simulate SEED=8213; or many: make simulate SEEDS=0..2000
+simulate: ## replays one seed: make simulate SEED=8213; or many: make simulate SEEDS=0..2000; LIFE=1: long lives
 ifeq ($(origin SEEDS), command line)
-	cargo run --quiet --release -p lockstep-simulator -- --seeds $(SEEDS)
+	cargo run --quiet --release -p lockstep-simulator -- --seeds $(SEEDS) $(if $(LIFE),--life)
 else
-	cargo run --quiet --release -p lockstep-simulator -- --seed $(SEED)
+	cargo run --quiet --release -p lockstep-simulator -- --seed $(SEED) $(if $(LIFE),--life)
 endif
 
 cluster: ## a real Kubernetes on this machine; prints its KUBECONFIG

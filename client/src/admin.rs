@@ -5,9 +5,9 @@ use std::future::Future;
 use std::time::Duration;
 
 use bytes::Bytes;
-use lockstep_types::{Genesis, ReplicaId, ServiceId};
+use lockstep_types::{Change, Genesis, Height, ReplicaId, ServiceId, Slot};
 use lockstep_wire::v1::{admin_client, client_client};
-use lockstep_wire::{Leader, ReplicaStatus, WireError, convert, limits, v1};
+use lockstep_wire::{Leader, Membership, ReplicaStatus, WireError, convert, limits, v1};
 use tonic::metadata::errors::InvalidMetadataValue;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
@@ -24,6 +24,9 @@ pub const ADMIN_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a hand-over may take unless said otherwise: an election with time to spare.
 pub const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long it may take to make a snapshot point unless said otherwise: a request with time to spare.
+pub const TAKE_SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Admin calls to the replica at one address. Cheap to clone; connects with the first call and again after a failure.
 #[derive(Clone, Debug)]
 pub struct AdminClient {
@@ -34,8 +37,8 @@ pub struct AdminClient {
 }
 
 impl AdminClient {
-    /// A client of the replica at `address` (`host:port`), with the service's admin token if genesis or hand-over are called.
-    /// Does not wait for the connection.
+    /// A client of the replica at `address` (`host:port`), with the service's admin token if a call is made that changes
+    /// something. Does not wait for the connection.
     ///
     /// # Errors
     /// [`AdminError::Other`] for an address that is not `host:port` or a token that is not printable ASCII. Must be called
@@ -55,7 +58,8 @@ impl AdminClient {
         Ok(AdminClient { address: address.to_owned(), channel, token, timeout: None })
     }
 
-    /// The same client with this limit on every call instead of [`ADMIN_TIMEOUT`] and [`HAND_OVER_TIMEOUT`].
+    /// The same client with this limit on every call instead of [`ADMIN_TIMEOUT`], [`HAND_OVER_TIMEOUT`] and
+    /// [`TAKE_SNAPSHOT_TIMEOUT`].
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
@@ -101,6 +105,50 @@ impl AdminClient {
         convert::replica_id("leader_id", &answer.leader_id).map_err(|error| self.other(error.to_string()))
     }
 
+    /// Makes a new height a snapshot point, through any replica, and gives that height. All replicas then write a snapshot of
+    /// the state there, beside their other work; [`ReplicaStatus::snapshots`] tells when. Calling again makes another one.
+    ///
+    /// # Errors
+    /// See [`AdminError`]; `Refused` with `Unavailable` while there is no leader or no genesis, `ResourceExhausted` under too
+    /// much load.
+    pub async fn take_snapshot(&self) -> Result<Height, AdminError> {
+        let mut client = self.client();
+        let request = self.request(v1::TakeSnapshotRequest {});
+        let answer = self.call(TAKE_SNAPSHOT_TIMEOUT, client.take_snapshot(request)).await?;
+        Ok(Height::new(answer.height))
+    }
+
+    /// Makes the replica a member of the service of this genesis, in the slot that [`Self::change_members`] gave to it. False
+    /// if it was that already.
+    ///
+    /// # Errors
+    /// See [`AdminError`]; `Refused` with `FailedPrecondition` if it has another genesis or slot.
+    pub async fn join(&self, genesis: &Genesis, slot: Slot) -> Result<bool, AdminError> {
+        let mut client = self.client();
+        let request = v1::JoinRequest { genesis: Bytes::from(genesis.encode()), slot: slot.get() };
+        Ok(self.call(ADMIN_TIMEOUT, client.join(self.request(request))).await?.created)
+    }
+
+    /// Changes the membership, on the leader, and waits until that is committed and settled. Gives the membership, and the slot
+    /// of the replica that the change is about. What is so already is answered at once, so it may be asked again.
+    ///
+    /// # Errors
+    /// See [`AdminError`]; `Refused` with `FailedPrecondition` if the change cannot be made, or this replica does not lead.
+    pub async fn change_members(&self, change: Change) -> Result<(Membership, Slot), AdminError> {
+        use v1::change_members_request::Change as Asked;
+        let mut client = self.client();
+        let asked = match change {
+            Change::AddStandby { replica } => Asked::Add(convert::id_bytes(replica.as_bytes())),
+            Change::Promote { slot } => Asked::Promote(slot.get()),
+            Change::Remove { slot } => Asked::Remove(slot.get()),
+        };
+        let request = self.request(v1::ChangeMembersRequest { change: Some(asked) });
+        let answer = self.call(HAND_OVER_TIMEOUT, client.change_members(request)).await?;
+        let membership = answer.membership.ok_or_else(|| self.other("its answer names no membership".to_owned()))?;
+        let membership = Membership::try_from(membership).map_err(|error| self.other(error.to_string()))?;
+        Ok((membership, Slot::new(answer.slot)))
+    }
+
     /// Who leads and who votes, as this replica knows it, with the addresses of their client APIs.
     ///
     /// # Errors
@@ -113,11 +161,14 @@ impl AdminClient {
     }
 
     fn located(&self, answer: v1::LocateResponse) -> Result<Located, WireError> {
-        let voters = answer.voters.into_iter().map(|voter| convert::leader(Some(voter)));
+        let all = |hints: Vec<v1::LeaderHint>| {
+            hints.into_iter().filter_map(|hint| convert::leader(Some(hint)).transpose()).collect::<Result<_, _>>()
+        };
         Ok(Located {
             service: convert::service_id("service_id", &answer.service_id)?,
             leader: convert::leader(answer.leader)?,
-            voters: voters.filter_map(Result::transpose).collect::<Result<_, _>>()?,
+            voters: all(answer.voters)?,
+            standbys: all(answer.standbys)?,
         })
     }
 
@@ -197,6 +248,8 @@ pub struct Located {
     pub leader: Option<Leader>,
     /// All voters whose addresses it knows.
     pub voters: Vec<Leader>,
+    /// All standbys whose addresses it knows. They have no vote.
+    pub standbys: Vec<Leader>,
 }
 
 /// What a health service says.

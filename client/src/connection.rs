@@ -88,8 +88,7 @@ fn size(request: &v1::Request) -> usize {
         Some(
             v1::request::Operation::OpenSession(_)
             | v1::request::Operation::CloseSession(_)
-            | v1::request::Operation::Resolve(_)
-            | v1::request::Operation::Snapshot(_),
+            | v1::request::Operation::Resolve(_),
         )
         | None => 0,
     };

@@ -265,7 +265,7 @@ impl Driver {
             id: id.0,
             service_id: self.pool.service().map(|id| convert::id_bytes(id.as_bytes())).unwrap_or_default(),
             timeout_ms: u32::try_from(timeout / 1000).unwrap_or(u32::MAX).clamp(1, limits::TIMEOUT_MS_MAX),
-            operation: Some(operation.into()),
+            operation: Some(operation.try_into().expect("a session sends what is for clients")),
         }
     }
 

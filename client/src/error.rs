@@ -100,7 +100,8 @@ impl ClientError {
 /// Why an admin or health call has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum AdminError {
-    /// Nothing answered: no connection, or no answer in time. Whether the call had an effect is unknown; all are idempotent.
+    /// Nothing answered: no connection, or no answer in time. Whether the call had an effect is unknown; calling again does
+    /// no harm.
     #[error("replica {address} does not answer: {reason}")]
     Unreachable {
         /// The address as given.

@@ -23,7 +23,7 @@ mod error;
 mod kv;
 mod pool;
 
-pub use admin::{ADMIN_TIMEOUT, AdminClient, HAND_OVER_TIMEOUT, Health, Located, health};
+pub use admin::{ADMIN_TIMEOUT, AdminClient, HAND_OVER_TIMEOUT, Health, Located, TAKE_SNAPSHOT_TIMEOUT, health};
 pub use client::{Client, ClientOptions, Resolution, TIMEOUT};
 pub use error::{AdminError, ClientError};
 pub use kv::{CasOutcome, Kv};
@@ -32,5 +32,5 @@ pub use lockstep_types::kv::{
     Compare, Entry, Expected, KvOperation, OperationReply, Page, SCAN_ENTRIES_MAX, Scan, Transaction, TransactionReply,
     Versioned,
 };
-pub use lockstep_wire::{Leader, ReplicaStatus, Role, VoterStatus};
+pub use lockstep_wire::{Leader, MemberStatus, Membership, ReplicaStatus, Role, SnapshotFetch, SnapshotsStatus};
 pub use tonic::Code;

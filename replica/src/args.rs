@@ -29,7 +29,7 @@ pub struct Args {
     #[arg(long, env = "LOCKSTEP_METRICS_LISTEN", value_name = "ADDRESS", default_value_t = any(limits::METRICS_PORT))]
     pub metrics_listen: SocketAddr,
 
-    /// Peer addresses of all members, this one included, in any order
+    /// Peer addresses of members, this one's too if it is among them, in any order. Others are learnt from those who call
     #[arg(long, env = "LOCKSTEP_PEERS", value_name = "HOST:PORT,...", value_delimiter = ',')]
     pub peers: Vec<String>,
 
@@ -37,7 +37,11 @@ pub struct Args {
     #[arg(long, env = "LOCKSTEP_ADVERTISE_CLIENT", value_name = "HOST:PORT")]
     pub advertise_client: Option<String>,
 
-    /// File with the token that genesis and hand-over calls need. Read at each call, so that it can be replaced
+    /// Where peers reach this replica: told to members that have no such address in their list yet
+    #[arg(long, env = "LOCKSTEP_ADVERTISE_PEER", value_name = "HOST:PORT")]
+    pub advertise_peer: Option<String>,
+
+    /// File with the token that calls that change something need. Read at each call, so that it can be replaced
     #[arg(long, env = "LOCKSTEP_ADMIN_TOKEN_FILE", value_name = "FILE")]
     pub admin_token_file: Option<PathBuf>,
 
@@ -81,6 +85,14 @@ pub struct Args {
     #[arg(long, env = "LOCKSTEP_SEGMENT_BYTES", value_name = "BYTES", default_value_t = 64 << 20)]
     pub segment_bytes: u64,
 
+    /// Bytes a second of snapshots served to replicas that lag, so that they do not slow the service down
+    #[arg(long, env = "LOCKSTEP_SNAPSHOT_BANDWIDTH", value_name = "BYTES", default_value_t = 64 << 20)]
+    pub snapshot_bandwidth: u64,
+
+    /// Bytes of log that the leader keeps for a replica that lags but answers; beyond, that one needs a snapshot
+    #[arg(long, env = "LOCKSTEP_RETAIN_BYTES", value_name = "BYTES", default_value_t = 256 << 20)]
+    pub retain_bytes: u64,
+
     /// Process whose child this replica is: it stops when that process is gone
     #[arg(long, hide = true, value_name = "PID")]
     pub parent_pid: Option<i32>,
@@ -109,6 +121,7 @@ impl Default for Args {
             metrics_listen: any(limits::METRICS_PORT),
             peers: Vec::new(),
             advertise_client: None,
+            advertise_peer: None,
             admin_token_file: None,
             admin_token: None,
             log_level: "info".to_owned(),
@@ -120,6 +133,8 @@ impl Default for Args {
             max_stream_requests: limits::STREAM_REQUESTS_MAX,
             max_queued_bytes: 64 << 20,
             segment_bytes: 64 << 20,
+            snapshot_bandwidth: 64 << 20,
+            retain_bytes: 256 << 20,
             parent_pid: None,
         }
     }
@@ -153,7 +168,7 @@ impl Args {
                 "must be at least 1".to_owned(),
             );
         }
-        for address in self.peers.iter().chain(&self.advertise_client) {
+        for address in self.peers.iter().chain(&self.advertise_client).chain(&self.advertise_peer) {
             let port = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
             if !port.is_some_and(|(host, _)| !host.is_empty() && !host.contains('/')) {
                 return wrong("--peers and --advertise-client", format!("take host:port, not {address:?}"));
@@ -177,6 +192,15 @@ impl Args {
             heartbeat: self.heartbeat_ms.saturating_mul(1000),
             election: self.election_ms.saturating_mul(1000),
             ..lockstep_consensus::Options::default()
+        }
+    }
+
+    /// How snapshots are served, and how much log is kept.
+    pub(crate) fn snapshots(&self) -> lockstep_engine::SnapshotOptions {
+        lockstep_engine::SnapshotOptions {
+            serve_bytes_per_second: self.snapshot_bandwidth,
+            retain_bytes: self.retain_bytes,
+            ..lockstep_engine::SnapshotOptions::default()
         }
     }
 

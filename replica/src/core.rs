@@ -10,15 +10,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use lockstep_consensus::Moment;
+use lockstep_consensus::{Moment, Reject};
 use lockstep_engine::log::ReadError;
-use lockstep_engine::{Answer, Engine, Event, Operation, Output, PeerMessage, Status, Token};
-use lockstep_types::{Epoch, Slot};
+use lockstep_engine::{Answer, Engine, Event, Job, JobDone, Operation, Output, PeerMessage, Status, Token};
+use lockstep_types::{Change, Epoch, Height, Slot};
 use lockstep_wal::{BatchSeq, Disk};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use crate::clock::Clock;
-use crate::log_writer::{self, Batch};
+use crate::job_runner;
+use crate::log_writer::{self, Work};
 use crate::metrics::{Kind, Metrics};
 use crate::peers::Peers;
 
@@ -35,8 +36,12 @@ const PUBLISH: Duration = Duration::from_millis(100);
 pub(crate) enum Urgent {
     /// This batch is on the disk.
     Written(BatchSeq),
+    /// A job on snapshots is done.
+    Job(JobDone),
     /// Make another voter lead.
     HandOver(Option<Slot>),
+    /// Change the membership.
+    Change(Change, oneshot::Sender<Result<Height, Reject>>),
     /// What does the engine say of itself?
     Status(oneshot::Sender<Status>),
     /// End the thread.
@@ -147,30 +152,33 @@ impl Drop for EndsProcess {
 /// What the thread needs.
 pub(crate) struct Parts<D: Disk> {
     pub engine: Engine<D>,
+    pub disk: Arc<D>,
     pub clock: Clock,
     pub peers: Arc<Peers>,
     pub metrics: Arc<Metrics>,
     pub max_queued_bytes: usize,
 }
 
-/// Both threads of a replica.
+/// The threads of a replica.
 pub(crate) struct Threads {
     core: JoinHandle<()>,
     wal: JoinHandle<()>,
+    snapshots: JoinHandle<()>,
 }
 
 impl Threads {
-    /// Waits until both ended.
+    /// Waits until all ended.
     pub fn join(self) {
         // A panic ended the process already.
         let _ = self.core.join();
         let _ = self.wal.join();
+        let _ = self.snapshots.join();
     }
 }
 
-/// Starts the two threads.
+/// Starts the threads.
 pub(crate) fn start<D: Disk>(parts: Parts<D>) -> io::Result<(CoreHandle, Threads)> {
-    let Parts { mut engine, clock, peers, metrics, max_queued_bytes } = parts;
+    let Parts { mut engine, disk, clock, peers, metrics, max_queued_bytes } = parts;
     let (urgent, urgent_queue) = mpsc::unbounded_channel();
     let (peers_in, peers_queue) = mpsc::channel(FRAMES_QUEUED);
     let (clients_in, clients_queue) = mpsc::channel(FRAMES_QUEUED);
@@ -178,17 +186,20 @@ pub(crate) fn start<D: Disk>(parts: Parts<D>) -> io::Result<(CoreHandle, Threads
     let turned = Arc::new(AtomicU64::new(clock.now().as_micros()));
 
     let (batches, wal) = log_writer::start(engine.take_writer(), urgent.clone(), Arc::clone(&metrics))?;
+    let (jobs, snapshots) = job_runner::start(disk, urgent.clone())?;
     let core = Core {
         engine,
         clock,
         peers,
         metrics,
         batches,
+        jobs,
         publish,
         published: clock.now(),
         turned: Arc::clone(&turned),
         callers: HashMap::new(),
         next_token: 0,
+        epochs: (Epoch::default(), Epoch::default(), false),
         wake_at: clock.now(),
     };
     let queues = Queues { urgent: urgent_queue, peers: peers_queue, clients: clients_queue };
@@ -211,7 +222,7 @@ pub(crate) fn start<D: Disk>(parts: Parts<D>) -> io::Result<(CoreHandle, Threads
         status,
         turned,
     };
-    Ok((handle, Threads { core, wal }))
+    Ok((handle, Threads { core, wal, snapshots }))
 }
 
 struct Queues {
@@ -267,13 +278,16 @@ struct Core<D: Disk> {
     clock: Clock,
     peers: Arc<Peers>,
     metrics: Arc<Metrics>,
-    batches: std::sync::mpsc::Sender<Batch>,
+    batches: std::sync::mpsc::Sender<Work>,
+    jobs: std::sync::mpsc::Sender<Job>,
     publish: watch::Sender<Status>,
     published: Moment,
     turned: Arc<AtomicU64>,
     /// Who waits for an answer.
     callers: HashMap<Token, Caller>,
     next_token: u64,
+    /// The memberships that the peers were told of.
+    epochs: (Epoch, Epoch, bool),
     wake_at: Moment,
 }
 
@@ -317,7 +331,12 @@ impl<D: Disk> Core<D> {
             let output = self.engine.poll(now, Clock::wall())?;
             self.carry_out(now, output);
             let leader_changed = self.engine.leader(now) != self.publish.borrow().leader;
-            if leader_changed || now.since(self.published) >= publish {
+            let members_changed = self.engine.epochs() != self.epochs;
+            if members_changed {
+                self.epochs = self.engine.epochs();
+                self.peers.update(&self.engine.membership());
+            }
+            if leader_changed || members_changed || now.since(self.published) >= publish {
                 self.publish_status(now);
             }
             self.turned.store(now.as_micros(), Ordering::Relaxed);
@@ -328,8 +347,10 @@ impl<D: Disk> Core<D> {
         for urgent in bunch.urgent.drain(..) {
             match urgent {
                 Urgent::Written(batch) => self.engine.handle(now, Event::Written(batch)),
+                Urgent::Job(done) => self.engine.handle(now, Event::Job(done)),
                 Urgent::HandOver(target) => self.engine.handle(now, Event::HandOver(target)),
                 // An asker that is gone needs no answer.
+                Urgent::Change(change, reply) => drop(reply.send(self.engine.change(now, change))),
                 Urgent::Status(reply) => drop(reply.send(self.engine.status(now))),
                 Urgent::Stop => return Next::Stop,
             }
@@ -364,13 +385,22 @@ impl<D: Disk> Core<D> {
     }
 
     fn carry_out(&mut self, now: Moment, output: Output) {
-        let Output { send, write, write_commands, replies, applied: _, wake_at } = output;
+        let Output { send, write, cut, write_commands, jobs, replies, installed, applied: _, wake_at } = output;
+        if let Some(snapshot) = installed {
+            tracing::info!("{snapshot} of the other replicas took the place of the state");
+        }
         for outgoing in send {
             self.peers.send(outgoing);
         }
         if let Some(prepared) = write {
-            let batch = Batch { prepared, commands: write_commands };
-            self.batches.send(batch).expect("the thread of the log ends after this one");
+            let work = Work::Commit { prepared, commands: write_commands };
+            self.batches.send(work).expect("the thread of the log ends after this one");
+        }
+        if let Some(cut) = cut {
+            self.batches.send(Work::Cut(cut)).expect("the thread of the log ends after this one");
+        }
+        for job in jobs {
+            self.jobs.send(job).expect("the thread of the snapshots ends after this one");
         }
         self.answer(now, replies);
         self.wake_at = wake_at;
@@ -407,6 +437,11 @@ impl<D: Disk> Core<D> {
                 Some(leader) => tracing::info!("{leader} leads view {}", status.view),
                 None => tracing::info!("no leader heard in view {}", status.view),
             }
+        }
+        if let Some(trouble) = &status.snapshots.trouble
+            && self.publish.borrow().snapshots.trouble.as_ref() != Some(trouble)
+        {
+            tracing::warn!("snapshots: {trouble}");
         }
         self.metrics.observe_status(&status);
         self.published = now;

@@ -8,8 +8,9 @@
 //!                    └──────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! Two threads of our own, no lock between them: *core* owns the engine and the only queue into it, *wal* writes and syncs.
-//! Everything else is tasks that turn frames into events and answers into frames. If either thread ends, so does the process.
+//! Three threads of our own, no lock between them: *core* owns the engine and the only queue into it, *wal* writes and syncs,
+//! *snapshots* reads and writes what may take long. Everything else is tasks that turn frames into events and answers into
+//! frames. If one of the threads ends, so does the process.
 //!
 //! | module | what it does |
 //! |---|---|
@@ -17,9 +18,10 @@
 //! | `process` | one start of a replica, from the data directory to the signal that ends it |
 //! | `core` | the thread that turns the engine |
 //! | `log_writer` | the thread that makes batches durable |
+//! | `job_runner` | the thread that reads and writes snapshots |
 //! | `peers` | streams to and from the other replicas |
 //! | `clients` | requests of clients: streams, unary calls, the key-value service |
-//! | `admin` | status, genesis, hand-over |
+//! | `admin` | status, genesis, hand-over, snapshot |
 //! | `health`, `metrics` | what Kubernetes and Prometheus ask |
 //! | `listen` | sockets with limits |
 //!
@@ -34,6 +36,7 @@ mod clock;
 mod core;
 mod error;
 mod health;
+mod job_runner;
 mod listen;
 mod log_writer;
 mod metrics;

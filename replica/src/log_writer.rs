@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use lockstep_wal::{Allocator, CommitError, Disk, Prepared, Writer};
+use lockstep_wal::{Allocator, CommitError, Cut, Disk, Prepared, Writer};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::core::{EndsProcess, Urgent};
@@ -16,10 +16,13 @@ use crate::metrics::Metrics;
 /// How long a full disk is left alone before the next segment is tried again.
 const FULL: Duration = Duration::from_secs(1);
 
-/// A batch and the number of client commands in it.
-pub(crate) struct Batch {
-    pub prepared: Prepared,
-    pub commands: usize,
+/// What the thread does, in order.
+#[allow(clippy::large_enum_variant, reason = "nearly all are commits")]
+pub(crate) enum Work {
+    /// Commit a batch; so many client commands are in it.
+    Commit { prepared: Prepared, commands: usize },
+    /// Let segments go.
+    Cut(Cut),
 }
 
 /// Makes the second segment ready, then starts both threads. They end when the sender is dropped; joining the one that is
@@ -28,7 +31,7 @@ pub(crate) fn start<D: Disk>(
     writer: Writer<D>,
     done: UnboundedSender<Urgent>,
     metrics: Arc<Metrics>,
-) -> io::Result<(Sender<Batch>, JoinHandle<()>)> {
+) -> io::Result<(Sender<Work>, JoinHandle<()>)> {
     let (batches, queue) = channel();
     let allocator = writer.allocator();
     // Before the first vote: zero-filling may take longer than an election.
@@ -47,25 +50,44 @@ pub(crate) fn start<D: Disk>(
     Ok((batches, thread))
 }
 
+fn cut_log<D: Disk>(writer: &mut Writer<D>, cut: &Cut) {
+    match writer.cut(cut) {
+        Ok(freed) => tracing::debug!(
+            "cut the log below segment {}: {} segments to be used again, {} removed",
+            cut.first_kept(),
+            freed.recycled,
+            freed.removed
+        ),
+        Err(error) => stop(&error),
+    }
+}
+
 /// `missing`: the next segment has to be made.
 fn write<D: Disk>(
     mut writer: Writer<D>,
-    queue: &Receiver<Batch>,
+    queue: &Receiver<Work>,
     done: &UnboundedSender<Urgent>,
     metrics: &Metrics,
     missing: SyncSender<()>,
 ) {
-    while let Ok(batch) = queue.recv() {
+    while let Ok(work) = queue.recv() {
+        let (prepared, commands) = match work {
+            Work::Commit { prepared, commands } => (prepared, commands),
+            Work::Cut(cut) => {
+                cut_log(&mut writer, &cut);
+                continue;
+            }
+        };
         let started = Instant::now();
-        if let Err(error) = writer.commit(&batch.prepared) {
+        if let Err(error) = writer.commit(&prepared) {
             stop(&error);
         }
         metrics.wal_sync_seconds.observe(started.elapsed().as_secs_f64());
-        metrics.wal_bytes.inc_by(batch.prepared.bytes());
-        if batch.commands > 0 {
-            metrics.requests_per_sync.observe(batch.commands as f64);
+        metrics.wal_bytes.inc_by(prepared.bytes());
+        if commands > 0 {
+            metrics.requests_per_sync.observe(commands as f64);
         }
-        if done.send(Urgent::Written(batch.prepared.seq())).is_err() {
+        if done.send(Urgent::Written(prepared.seq())).is_err() {
             return;
         }
         if writer.lacks_next() {

@@ -8,6 +8,7 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use lockstep_consensus::RoleName;
 use lockstep_engine::{Answer, Refusal, Status};
+use lockstep_types::Height;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -35,7 +36,16 @@ pub(crate) struct Metrics {
     executed: Counter,
     answered_from_table: Counter,
     evictions: Counter,
-    /// What the counters of the state machine stood at when they were last looked at.
+    snapshot_height: Gauge,
+    snapshot_agreed_height: Gauge,
+    log_begins_above: Gauge,
+    snapshot_fetching: Gauge,
+    snapshots_taken: Counter,
+    snapshots_left_out: Counter,
+    snapshots_installed: Counter,
+    snapshots_not_installed: Counter,
+    snapshot_chunks_served: Counter,
+    /// What the engine's counters stood at when they were last looked at.
     seen: Seen,
     requests: Family<KindLabel, Counter>,
     refusals: Family<ReasonLabel, Counter>,
@@ -58,6 +68,11 @@ struct Seen {
     executed: AtomicU64,
     answered_from_table: AtomicU64,
     evictions: AtomicU64,
+    snapshots_taken: AtomicU64,
+    snapshots_left_out: AtomicU64,
+    snapshots_installed: AtomicU64,
+    snapshots_not_installed: AtomicU64,
+    snapshot_chunks_served: AtomicU64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -117,6 +132,15 @@ impl Metrics {
             executed: Counter::default(),
             answered_from_table: Counter::default(),
             evictions: Counter::default(),
+            snapshot_height: Gauge::default(),
+            snapshot_agreed_height: Gauge::default(),
+            log_begins_above: Gauge::default(),
+            snapshot_fetching: Gauge::default(),
+            snapshots_taken: Counter::default(),
+            snapshots_left_out: Counter::default(),
+            snapshots_installed: Counter::default(),
+            snapshots_not_installed: Counter::default(),
+            snapshot_chunks_served: Counter::default(),
             seen: Seen::default(),
             requests: Family::default(),
             refusals: Family::default(),
@@ -134,7 +158,53 @@ impl Metrics {
             client_streams: Gauge::default(),
         };
         metrics.register();
+        metrics.register_snapshots();
         metrics
+    }
+
+    fn register_snapshots(&mut self) {
+        let registry = &mut self.registry;
+        registry.register(
+            "snapshot_height",
+            "Height of the newest snapshot on the disk, 0 if there is none",
+            self.snapshot_height.clone(),
+        );
+        registry.register(
+            "snapshot_agreed_height",
+            "Height of the newest snapshot that a quorum has alike, as known since the start, 0 if none",
+            self.snapshot_agreed_height.clone(),
+        );
+        registry.register(
+            "log_begins_above_height",
+            "The log holds the blocks above this height, 0 if it holds all",
+            self.log_begins_above.clone(),
+        );
+        registry.register(
+            "snapshot_fetching",
+            "1 while a snapshot of peers is being fetched",
+            self.snapshot_fetching.clone(),
+        );
+        registry.register("snapshots_taken", "Snapshots written", self.snapshots_taken.clone());
+        registry.register(
+            "snapshots_left_out",
+            "Snapshot points left out: the disk refused, or the snapshot before was still being written",
+            self.snapshots_left_out.clone(),
+        );
+        registry.register(
+            "snapshots_installed",
+            "Snapshots of peers that took the place of the state",
+            self.snapshots_installed.clone(),
+        );
+        registry.register(
+            "snapshots_install_failures",
+            "Attempts to fetch a snapshot of peers that came to nothing",
+            self.snapshots_not_installed.clone(),
+        );
+        registry.register(
+            "snapshot_chunks_served",
+            "Chunks and manifests of snapshots sent to peers",
+            self.snapshot_chunks_served.clone(),
+        );
     }
 
     fn register(&mut self) {
@@ -258,6 +328,17 @@ impl Metrics {
         catch_up(&self.executed, &self.seen.executed, status.machine.executed);
         catch_up(&self.answered_from_table, &self.seen.answered_from_table, status.machine.answered_from_table);
         catch_up(&self.evictions, &self.seen.evictions, status.machine.evictions);
+        let (snapshots, seen) = (&status.snapshots, &self.seen);
+        self.snapshot_height.set(signed(snapshots.newest.map_or(0, Height::get)));
+        self.snapshot_agreed_height.set(signed(snapshots.agreed.map_or(0, Height::get)));
+        self.log_begins_above.set(signed(snapshots.log_begins_above.get()));
+        self.snapshot_fetching.set(i64::from(snapshots.fetching.is_some()));
+        let counters = &snapshots.counters;
+        catch_up(&self.snapshots_taken, &seen.snapshots_taken, counters.taken);
+        catch_up(&self.snapshots_left_out, &seen.snapshots_left_out, counters.left_out);
+        catch_up(&self.snapshots_installed, &seen.snapshots_installed, counters.installed);
+        catch_up(&self.snapshots_not_installed, &seen.snapshots_not_installed, counters.not_installed);
+        catch_up(&self.snapshot_chunks_served, &seen.snapshot_chunks_served, counters.served);
     }
 
     pub fn observe_arrivals(&self, commands: u64, reads: u64) {
@@ -318,6 +399,9 @@ mod tests {
         for line in [
             "# HELP lockstep_view_round ",
             "# TYPE lockstep_requests_per_sync histogram",
+            "# TYPE lockstep_log_begins_above_height gauge",
+            "# TYPE lockstep_snapshots_left_out counter",
+            "lockstep_snapshots_install_failures_total 0",
             "lockstep_requests_per_sync_sum 3.0",
             "lockstep_requests_total{kind=\"command\"} 3",
             "lockstep_refusals_total{reason=\"overloaded\"} 1",

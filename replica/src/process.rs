@@ -29,7 +29,7 @@ use crate::error::RunError;
 use crate::health;
 use crate::listen::{self, Limit};
 use crate::metrics::{self, Metrics};
-use crate::peers::{PeerService, Peers, dial_all};
+use crate::peers::{Addresses, PeerService, Peers, dial_all};
 
 /// How long a leader that is told to stop waits for another one.
 const HAND_OVER: Duration = Duration::from_secs(2);
@@ -211,14 +211,26 @@ impl Process {
         Ok(!expected.is_empty() && differ == 0)
     }
 
-    /// Takes a genesis on and starts the engine. False if it was there already.
+    /// Takes a genesis on as one of its voters and starts the engine. False if it was there already.
     pub async fn adopt(&self, genesis: Genesis) -> Result<bool, IdentityError> {
+        self.become_member(move |identity, disk| identity.adopt(genesis, disk)).await
+    }
+
+    /// Joins a service in the slot that was given to this replica, and starts the engine. False if it had already.
+    pub async fn join(&self, genesis: Genesis, slot: Slot) -> Result<bool, IdentityError> {
+        self.become_member(move |identity, disk| identity.join(genesis, slot, disk)).await
+    }
+
+    async fn become_member(
+        &self,
+        how: impl FnOnce(&mut Identity, &FileDisk) -> Result<bool, IdentityError> + Send + 'static,
+    ) -> Result<bool, IdentityError> {
         let mut identity = self.identity.lock().await;
         let disk = Arc::clone(&self.disk);
         let mut next = identity.clone();
-        let (adopted, next) = blocking(move || (next.adopt(genesis, &*disk), next)).await;
+        let (became, next) = blocking(move || (how(&mut next, &disk), next)).await;
         *identity = next;
-        let created = adopted?;
+        let created = became?;
         if self.running().is_none() {
             self.report(self.start_engine(&identity).await).await;
         }
@@ -237,25 +249,31 @@ impl Process {
         }
     }
 
-    /// Reads the log and starts the two threads and the streams to peers.
+    /// Reads the log and starts the threads and the streams to peers.
     async fn start_engine(&self, identity: &Identity) -> Result<(), RunError> {
-        let no_voter = lockstep_engine::StartError::NoVoter { replica: identity.replica };
-        let Some(genesis) = identity.genesis.clone() else { return Err(no_voter.into()) };
-        let address = self.client_address.clone();
-        let Some(peers) = Peers::new(&genesis, identity.replica, identity.boot, address, &self.metrics) else {
-            return Err(no_voter.into());
+        let no_member = lockstep_engine::StartError::NoMember { replica: identity.replica };
+        let (Some(genesis), Some(slot)) = (identity.genesis.clone(), identity.slot) else {
+            return Err(no_member.into());
         };
-        let peers = Arc::new(peers);
+        let me = (identity.replica, slot, identity.boot);
+        let peer = self.args.advertise_peer.clone().unwrap_or_default();
+        let addresses = Addresses { client: self.client_address.clone(), peer };
+        let metrics = Arc::clone(&self.metrics);
+        let peers = Arc::new(Peers::new(genesis.service, me, genesis.configuration(), addresses, metrics));
         let wal = lockstep_wal::Options { segment_bytes: self.args.segment_bytes };
-        let options = EngineOptions { rules: self.args.rules(), wal, ..EngineOptions::default() };
+        let snapshots = self.args.snapshots();
+        let options = EngineOptions { rules: self.args.rules(), wal, snapshots, ..EngineOptions::default() };
         let (disk, copy, clock) = (Arc::clone(&self.disk), identity.clone(), self.clock);
         let (others, metrics, max_queued_bytes) =
             (Arc::clone(&peers), Arc::clone(&self.metrics), self.args.max_queued_bytes);
         let (core, threads) = blocking(move || {
-            let engine = Engine::start(disk, &copy, options, clock.now())?;
+            let engine = Engine::start(Arc::clone(&disk), &copy, options, clock.now())?;
             let status = engine.status(clock.now());
             tracing::info!("{} of service {}: log up to height {}", status.slot, genesis_of(&copy), status.head);
-            core::start(Parts { engine, clock, peers: others, metrics, max_queued_bytes })
+            if let Some(trouble) = &status.snapshots.trouble {
+                tracing::warn!("snapshots: {trouble}");
+            }
+            core::start(Parts { engine, disk, clock, peers: others, metrics, max_queued_bytes })
                 .map_err(system("start a thread"))
         })
         .await?;
@@ -303,7 +321,7 @@ fn genesis_of(identity: &Identity) -> String {
 
 async fn hand_over_to_anyone(running: &Running) {
     let status = running.core.fresh_status().await;
-    if status.role != RoleName::Leader || status.voters.len() == 1 {
+    if status.role != RoleName::Leader || status.membership.newest.voters().len() == 1 {
         return;
     }
     // When all replicas are told to stop, the others may be gone already.

@@ -7,8 +7,13 @@ mod dev;
 mod error;
 mod kv;
 mod load;
+mod members;
+mod names;
 mod options;
+mod snapshot;
 mod status;
+mod survey;
+mod transfer;
 
 use std::process::ExitCode;
 
@@ -30,6 +35,22 @@ enum Command {
     Kv(kv::KvArgs),
     /// Show what each replica says about itself.
     Status(status::StatusArgs),
+    /// Make every replica take a snapshot now, and wait until a quorum has it.
+    ///
+    /// Snapshots come by themselves with the bytes that are written; this one comes now: before an upgrade, or to let go of
+    /// log. Writes go on meanwhile.
+    #[command(after_help = "Example, beside `lockstep dev examples/kv.yaml`:\n  \
+                            lockstep snapshot --admin-token-file .lockstep/kv/admin-token")]
+    Snapshot(snapshot::SnapshotArgs),
+    /// Make another replica lead, and wait until it does.
+    #[command(after_help = "Examples, beside `lockstep dev examples/kv.yaml`:\n  \
+                            lockstep transfer --admin-token-file .lockstep/kv/admin-token\n  \
+                            lockstep transfer r2 --admin-token-file .lockstep/kv/admin-token")]
+    Transfer(transfer::TransferArgs),
+    /// Show, add, promote and remove the replicas that belong to the service.
+    ///
+    /// One that lost its disk comes back as a new replica: add it, and remove the old one.
+    Members(members::MembersArgs),
     /// Write without pause, then verify that each write was executed exactly once.
     Load(load::LoadArgs),
     /// Run a whole service on this machine.
@@ -58,6 +79,9 @@ fn main() -> ExitCode {
         match command {
             Command::Kv(args) => kv::run(args).await,
             Command::Status(args) => status::run(args).await,
+            Command::Snapshot(args) => snapshot::run(args).await,
+            Command::Transfer(args) => transfer::run(args).await,
+            Command::Members(args) => members::run(args).await,
             Command::Load(args) => load::run(args).await,
             Command::Dev(args) => dev::run(args).await,
             Command::Replica(_) => unreachable!("a replica is run by main"),

@@ -1,10 +1,15 @@
 //! Options that several commands share.
 
+use std::io::Write;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use lockstep_client::{Client, ClientError, ClientOptions};
 use lockstep_types::ServiceId;
+use serde_json::Value;
+
+use crate::CliError;
 
 /// Where the service is.
 #[derive(Clone, Debug, Args)]
@@ -43,6 +48,54 @@ impl ServiceOptions {
     }
 }
 
+/// What calls need that change a service as a whole. The replicas' options have the same names.
+#[derive(Clone, Debug, Args)]
+pub struct TokenOptions {
+    /// File with the service's admin token. `lockstep dev` keeps it in .lockstep/NAME/admin-token, the operator in the Secret
+    /// NAME-admin, key token.
+    #[arg(long, env = "LOCKSTEP_ADMIN_TOKEN_FILE", value_name = "FILE")]
+    pub admin_token_file: Option<PathBuf>,
+
+    /// The token itself; prefer the file or the environment variable, others can see a command line.
+    #[arg(long, env = "LOCKSTEP_ADMIN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    pub admin_token: Option<String>,
+}
+
+impl TokenOptions {
+    /// The token.
+    ///
+    /// # Errors
+    /// No token is given, or two, or its file cannot be read.
+    pub fn token(&self) -> Result<String, CliError> {
+        let token = match (&self.admin_token_file, &self.admin_token) {
+            (Some(path), Some(_)) => {
+                return Err(CliError::Usage(format!(
+                    "two admin tokens are given: in the file {}, by --admin-token-file or LOCKSTEP_ADMIN_TOKEN_FILE, and by \
+                     --admin-token or LOCKSTEP_ADMIN_TOKEN; leave one out (unset the variable of the other)",
+                    path.display()
+                )));
+            }
+            (Some(path), None) => std::fs::read_to_string(path).map_err(|error| {
+                let path = path.display();
+                CliError::Usage(format!(
+                    "failed to read the admin token from {path}: {error}; name its file with --admin-token-file"
+                ))
+            })?,
+            (None, Some(token)) => token.clone(),
+            (None, None) => String::new(),
+        };
+        match token.trim() {
+            "" => Err(CliError::Usage(
+                "this command needs the service's admin token: name its file with --admin-token-file, or set \
+                 LOCKSTEP_ADMIN_TOKEN; `lockstep dev` keeps it in .lockstep/NAME/admin-token, the operator in the Secret \
+                 NAME-admin"
+                    .to_owned(),
+            )),
+            token => Ok(token.to_owned()),
+        }
+    }
+}
+
 /// How results are printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Output {
@@ -51,6 +104,20 @@ pub enum Output {
     Text,
     /// One JSON value.
     Json,
+}
+
+/// Prints one result and ends the line.
+///
+/// # Errors
+/// Standard output is closed, or its disk is full.
+pub fn print(output: Output, text: &[u8], value: Value) -> Result<(), CliError> {
+    let mut out = std::io::stdout().lock();
+    match output {
+        Output::Text => out.write_all(text)?,
+        Output::Json => write!(out, "{value}")?,
+    }
+    out.write_all(b"\n")?;
+    Ok(out.flush()?)
 }
 
 /// Reads a duration: a whole number and `ms`, `s`, `m` or `h`.

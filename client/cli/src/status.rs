@@ -1,21 +1,14 @@
 //! `lockstep status`: what each replica says about itself, and which ones say nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
-use std::net::SocketAddr;
-use std::time::Duration;
 
 use clap::Args;
-use lockstep_client::{AdminClient, AdminError, ReplicaStatus};
-use lockstep_types::ReplicaId;
+use lockstep_client::{Membership, SnapshotsStatus};
 use serde_json::{Value, json};
-use tokio::task::JoinSet;
 
 use crate::CliError;
 use crate::options::{Output, ServiceOptions};
-
-/// A replica answers this at once, or not at all.
-const PATIENCE: Duration = Duration::from_secs(3);
+use crate::survey::{self, PATIENCE, Row, answered, survey};
 
 /// Arguments of `status`.
 #[derive(Debug, Args)]
@@ -27,112 +20,41 @@ pub struct StatusArgs {
     output: Output,
 }
 
-/// What was asked, and what came back.
-struct Row {
-    address: String,
-    answer: Result<ReplicaStatus, String>,
-}
-
 /// Asks every replica, also those that only other replicas know of.
 ///
 /// # Errors
 /// No replica answers.
 pub async fn run(args: StatusArgs) -> Result<(), CliError> {
-    let timeout = args.service.timeout.min(PATIENCE);
-    let (mut addresses, mut rows) = resolve(&args.service.endpoints).await?;
-    let mut told = BTreeMap::new();
-    while !addresses.is_empty() {
-        let mut asking: JoinSet<_> =
-            std::mem::take(&mut addresses).into_iter().map(|address| ask(address, timeout)).collect();
-        while let Some(asked) = asking.join_next().await {
-            let (row, voters) = asked.map_err(CliError::failed)?;
-            rows.push(row);
-            told.extend(voters);
-        }
-        // Voters that nobody of those asked so far is, by their identity: one replica has many addresses.
-        let known: BTreeSet<ReplicaId> =
-            rows.iter().filter_map(|row| row.answer.as_ref().ok()).map(|s| s.replica).collect();
-        let asked: BTreeSet<&String> = rows.iter().map(|row| &row.address).collect();
-        let is_new =
-            |(replica, address): &(&ReplicaId, &String)| !known.contains(*replica) && !asked.contains(*address);
-        addresses = told.iter().filter(is_new).map(|(_, address)| address.clone()).collect();
-    }
-    dedup(&mut rows);
-
+    let rows = survey(&args.service.endpoints, args.service.timeout.min(PATIENCE)).await?;
     let text = match args.output {
         Output::Text => table(&rows),
-        Output::Json => format!("{}\n", Value::Array(rows.iter().map(value).collect())),
+        Output::Json => {
+            format!("{}\n", Value::Array(rows.iter().map(|row| value(row, survey::membership(&rows))).collect()))
+        }
     };
     std::io::stdout().write_all(text.as_bytes())?;
-    if rows.iter().all(|row| row.answer.is_err()) {
-        let endpoints = args.service.endpoints.join(",");
-        let words =
-            format!("no replica of {endpoints} answers; is --endpoints (LOCKSTEP_ENDPOINTS) right, is a pod running?");
-        return Err(CliError::Failed(words));
-    }
-    Ok(())
+    answered(&rows, &args.service.endpoints)
 }
 
-/// All addresses behind the endpoints. A single one keeps its name.
-async fn resolve(endpoints: &[String]) -> Result<(Vec<String>, Vec<Row>), CliError> {
-    let (mut addresses, mut rows) = (Vec::new(), Vec::new());
-    for endpoint in endpoints {
-        AdminClient::connect(endpoint, None).map_err(|error| CliError::Usage(error.to_string()))?;
-        match tokio::net::lookup_host(endpoint).await {
-            Ok(found) => {
-                let found: BTreeSet<SocketAddr> = found.collect();
-                match found.len() {
-                    1 => addresses.push(endpoint.clone()),
-                    _ => addresses.extend(found.iter().map(ToString::to_string)),
-                }
-            }
-            Err(error) => {
-                let answer = Err(format!("the name does not resolve: {error}"));
-                rows.push(Row { address: endpoint.clone(), answer });
-            }
-        }
-    }
-    Ok((addresses, rows))
-}
-
-async fn ask(address: String, timeout: Duration) -> (Row, Vec<(ReplicaId, String)>) {
-    let (answer, located) = match AdminClient::connect(&address, None) {
-        Ok(client) => {
-            let client = client.with_timeout(timeout);
-            tokio::join!(client.status(), client.locate())
-        }
-        Err(error) => (Err(error.clone()), Err(error)),
-    };
-    let voters = located.map(|located| located.voters).unwrap_or_default();
-    let voters = voters.into_iter().filter(|voter| !voter.address.is_empty());
-    let answer = answer.map_err(|error| match error {
-        AdminError::Unreachable { reason, .. } | AdminError::Other { reason, .. } => reason,
-        AdminError::Refused { message, .. } => message,
-    });
-    (Row { address, answer }, voters.map(|voter| (voter.replica, voter.address)).collect())
-}
-
-/// One row a replica, in the order of slots; those that do not answer last.
-fn dedup(rows: &mut Vec<Row>) {
-    rows.sort_by_key(|row| match &row.answer {
-        Ok(status) => (status.slot.is_none(), status.slot, Some(status.replica), row.address.clone()),
-        Err(_) => (true, None, None, row.address.clone()),
-    });
-    rows.sort_by_key(|row| row.answer.is_err());
-    rows.dedup_by(|a, b| matches!((&a.answer, &b.answer), (Ok(a), Ok(b)) if a.replica == b.replica));
-}
-
-const HEADER: [&str; 9] = ["ADDRESS", "REPLICA", "ROLE", "VIEW", "HEAD", "COMMITTED", "APPLIED", "LAG", "READY"];
+const COLUMNS: usize = 10;
+const HEADER: [&str; COLUMNS] =
+    ["ADDRESS", "REPLICA", "ROLE", "VIEW", "HEAD", "COMMITTED", "APPLIED", "LAG", "SNAPSHOT", "READY"];
 
 fn table(rows: &[Row]) -> String {
     let mut text = String::new();
+    let newest = survey::membership(rows);
     if let Some(status) = rows.iter().find_map(|row| row.answer.as_ref().ok().filter(|status| status.service.is_some()))
     {
         let service = status.service.map(|service| service.to_string()).unwrap_or_default();
-        let epoch = status.epoch.map(|epoch| epoch.to_string()).unwrap_or_default();
-        text += &format!("service {service}  {}  epoch {epoch}\n\n", status.state_machine);
+        text += &format!("service {service}  {}", status.state_machine);
+        if let Some(newest) = newest {
+            let settled = if newest.settled { "" } else { ", not settled" };
+            text += &format!("  epoch {}{settled}", newest.configuration.epoch().get());
+        }
+        text += "\n\n";
     }
-    let lines: Vec<[String; 9]> = [HEADER.map(str::to_owned)].into_iter().chain(rows.iter().map(cells)).collect();
+    let lines: Vec<[String; COLUMNS]> =
+        [HEADER.map(str::to_owned)].into_iter().chain(rows.iter().map(|row| cells(row, newest))).collect();
     let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..HEADER.len()).map(width).collect();
     for line in &lines {
@@ -140,16 +62,30 @@ fn table(rows: &[Row]) -> String {
         text += padded.join("  ").trim_end();
         text.push('\n');
     }
+    let troubles = rows.iter().filter_map(|row| Some((row, row.status()?.snapshots.trouble.as_ref()?)));
+    for (index, (row, trouble)) in troubles.enumerate() {
+        let apart = if index == 0 { "\n" } else { "" };
+        text += &format!("{apart}{} has trouble with snapshots: {trouble}\n", row.name());
+    }
     text
 }
 
-fn cells(row: &Row) -> [String; 9] {
+/// Height of the newest one, or what is there of one that is being fetched.
+fn snapshot(snapshots: &SnapshotsStatus) -> String {
+    match (snapshots.fetching, snapshots.newest) {
+        (Some(fetch), _) => format!("→{} {}/{}", fetch.height, fetch.chunks, fetch.of),
+        (None, Some(newest)) => newest.to_string(),
+        (None, None) => "-".to_owned(),
+    }
+}
+
+fn cells(row: &Row, newest: Option<&Membership>) -> [String; COLUMNS] {
     let status = match &row.answer {
         Ok(status) => status,
         Err(reason) => {
             let dash = || "-".to_owned();
             let why = format!("does not answer: {reason}");
-            return [row.address.clone(), dash(), dash(), dash(), dash(), dash(), dash(), dash(), why];
+            return [row.address.clone(), dash(), dash(), dash(), dash(), dash(), dash(), dash(), dash(), why];
         }
     };
     let slot = status.slot.map(|slot| format!("{slot} ")).unwrap_or_default();
@@ -161,17 +97,18 @@ fn cells(row: &Row) -> [String; 9] {
     [
         row.address.clone(),
         format!("{slot}{}", &replica[..8]),
-        status.role.to_string(),
+        survey::part(status, newest),
         status.view.to_string(),
         status.head.to_string(),
         status.committed.to_string(),
         status.applied.to_string(),
         status.lag().to_string(),
+        snapshot(&status.snapshots),
         ready,
     ]
 }
 
-fn value(row: &Row) -> Value {
+fn value(row: &Row, newest: Option<&Membership>) -> Value {
     let status = match &row.answer {
         Ok(status) => status,
         Err(error) => return json!({"address": row.address, "error": error}),
@@ -182,7 +119,7 @@ fn value(row: &Row) -> Value {
         "service": status.service.map(|service| service.to_string()),
         "version": status.version,
         "boot": status.boot,
-        "role": status.role.to_string(),
+        "role": survey::part(status, newest),
         "view": {"round": status.view.round, "leader_slot": status.view.leader.get()},
         "slot": status.slot.map(|slot| slot.get()),
         "epoch": status.epoch.map(|epoch| epoch.get()),
@@ -194,6 +131,94 @@ fn value(row: &Row) -> Value {
         "ready": status.is_ready(),
         "not_ready": status.not_ready,
         "state_machine": status.state_machine,
+        "snapshots": snapshots_value(&status.snapshots),
         "uptime_ms": u64::try_from(status.uptime.as_millis()).unwrap_or(u64::MAX),
     })
+}
+
+fn snapshots_value(snapshots: &SnapshotsStatus) -> Value {
+    let fetching =
+        snapshots.fetching.map(|fetch| json!({"height": fetch.height.get(), "chunks": fetch.chunks, "of": fetch.of}));
+    json!({
+        "height": snapshots.newest.map(|height| height.get()),
+        "agreed_height": snapshots.agreed.map(|height| height.get()),
+        "log_begins_above": snapshots.log_begins_above.get(),
+        "fetching": fetching,
+        "trouble": snapshots.trouble,
+        "taken": snapshots.taken,
+        "left_out": snapshots.left_out,
+        "installed": snapshots.installed,
+        "install_failures": snapshots.install_failures,
+        "chunks_served": snapshots.chunks_served,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use lockstep_client::SnapshotFetch;
+    use lockstep_types::{Change, Configuration, FaultModel, Genesis, Height, ReplicaId, ServiceId, Slot};
+
+    use super::*;
+    use crate::survey::tests::row;
+
+    fn rows() -> Vec<Row> {
+        let newest = Some(Height::new(7));
+        let fetching = Some(SnapshotFetch { height: Height::new(25), chunks: 3, of: 12 });
+        let trouble = Some("failed to write snapshot-25: no space left".to_owned());
+        vec![
+            row(1, SnapshotsStatus { newest, trouble, ..SnapshotsStatus::default() }),
+            row(2, SnapshotsStatus { newest, fetching, ..SnapshotsStatus::default() }),
+            row(3, SnapshotsStatus::default()),
+            Row { address: "host-4:7400".to_owned(), replica: None, answer: Err("timed out".to_owned()) },
+        ]
+    }
+
+    #[test]
+    fn table_shows_the_snapshot_or_what_is_fetched_and_trouble_below() {
+        let expected = "\
+ADDRESS      REPLICA      ROLE      VIEW  HEAD  COMMITTED  APPLIED  LAG  SNAPSHOT  READY
+host-1:7400  r1 01010101  follower  2.1   30    20         10       0    7         yes
+host-2:7400  r2 02020202  follower  2.1   30    20         10       0    →25 3/12  yes
+host-3:7400  r3 03030303  follower  2.1   30    20         10       0    -         yes
+host-4:7400  -            -         -     -     -          -        -    -         does not answer: timed out
+
+r1 has trouble with snapshots: failed to write snapshot-25: no space left
+";
+        assert_eq!(table(&rows()), expected);
+    }
+
+    #[test]
+    fn role_of_a_standby_and_of_a_removed_replica_is_what_they_are() {
+        let first = genesis().configuration();
+        let next = |now: Configuration, change: &Change| now.apply(change).expect("a change that can be");
+        let changes =
+            [Change::AddStandby { replica: ReplicaId::from_bytes([4; 16]) }, Change::Remove { slot: Slot::new(2) }];
+        let configuration = changes.iter().fold(first, next);
+        let newest = Membership { configuration, height: Height::new(9), settled: true };
+        let part =
+            |slot| survey::part(row(slot, SnapshotsStatus::default()).status().expect("it answers"), Some(&newest));
+        assert_eq!([1, 2, 3, 4].map(part), ["follower", "removed", "follower", "standby"]);
+    }
+
+    fn genesis() -> Genesis {
+        Genesis {
+            service: ServiceId::from_bytes([9; 16]),
+            fault_model: FaultModel::Crash,
+            voters: (1..=3).map(|number| ReplicaId::from_bytes([number; 16])).collect(),
+            machine: "KeyValue".to_owned(),
+            sessions_max: Genesis::SESSIONS_MAX,
+            reply_bytes_max: Genesis::REPLY_BYTES_MAX,
+            snapshot_bytes: Genesis::SNAPSHOT_BYTES,
+        }
+    }
+
+    #[test]
+    fn json_holds_all_that_is_known_of_snapshots() {
+        let rows = rows();
+        let snapshots = &value(&rows[1], None)["snapshots"];
+        assert_eq!(snapshots["height"], 7);
+        assert_eq!(snapshots["fetching"], json!({"height": 25, "chunks": 3, "of": 12}));
+        assert_eq!(value(&rows[0], None)["snapshots"]["trouble"], "failed to write snapshot-25: no space left");
+        assert_eq!(value(&rows[2], None)["snapshots"]["agreed_height"], Value::Null);
+    }
 }

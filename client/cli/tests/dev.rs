@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use serde_json::Value;
 use tempfile::TempDir;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -238,6 +239,150 @@ fn replica_that_ends_is_started_again() {
     until("three replicas run", || (dev.children().len() == 3).then_some(()));
     put(base, "colour", "blue");
     assert_eq!(get(base + 10, "colour"), "blue");
+}
+
+/// What `lockstep` prints as JSON, with the admin token of the service that runs from `dir`.
+fn json(dir: &TempDir, base: u16, args: &[&str]) -> Value {
+    let token = dir.path().join(".lockstep/kv/admin-token");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lockstep"));
+    command.args(args).args(["--output", "json", "--endpoints", &format!("127.0.0.1:{base}")]);
+    let done = command.env("LOCKSTEP_ADMIN_TOKEN_FILE", token).output().unwrap();
+    assert!(done.status.success(), "{args:?}: {}", String::from_utf8_lossy(&done.stderr));
+    serde_json::from_slice(&done.stdout).unwrap()
+}
+
+#[test]
+fn snapshot_of_a_running_service_is_taken_and_shown() {
+    let dir = TempDir::new().unwrap();
+    let base = ports();
+    let mut dev = Dev::start(&dir, base);
+    dev.says("ready after");
+    put(base, "colour", "blue");
+    let taken = json(&dir, base, &["snapshot"]);
+    let height = taken["height"].as_u64().unwrap();
+    let replicas = taken["replicas"].as_array().unwrap();
+    assert!(replicas.len() == 3 && replicas.iter().filter(|row| row["has"] == true).count() >= 2, "{taken}");
+    until("all replicas show it", || {
+        let rows = json(&dir, base, &["status"]);
+        let shown = |row: &Value| row["snapshots"]["height"] == height && row["snapshots"]["agreed_height"] == height;
+        rows.as_array().unwrap().iter().all(shown).then_some(())
+    });
+    let table = lockstep(&["status", "--endpoints", &format!("127.0.0.1:{base}")]);
+    let table = String::from_utf8(table.stdout).unwrap();
+    assert!(table.contains("SNAPSHOT") && !table.contains("trouble"), "{table}");
+
+    let guess = ["snapshot", "--admin-token", "a guess", "--endpoints", &format!("127.0.0.1:{base}")];
+    let refused = lockstep(&guess);
+    assert_eq!(refused.status.code(), Some(1));
+    let text = String::from_utf8(refused.stderr).unwrap();
+    assert!(text.ends_with(" refused: this is not the service's admin token\n"), "{text}");
+}
+
+#[test]
+fn snapshot_without_a_majority_says_who_was_tried() {
+    let dir = TempDir::new().unwrap();
+    let base = ports();
+    let mut dev = Dev::start(&dir, base);
+    dev.says("ready after");
+    for pid in &dev.children()[1..] {
+        kill_process(*pid, Signal::STOP).unwrap();
+    }
+    let token = dir.path().join(".lockstep/kv/admin-token");
+    let endpoint = format!("127.0.0.1:{base}");
+    let options = ["--admin-token-file", token.to_str().unwrap(), "--timeout", "3s", "--endpoints", &endpoint];
+    let failed = lockstep(&[&["snapshot"], &options[..]].concat());
+    assert_eq!(failed.status.code(), Some(1));
+    let text = String::from_utf8(failed.stderr).unwrap();
+    assert!(text.starts_with(&format!("lockstep: no replica took the call; tried {endpoint} (")), "{text}");
+}
+
+#[test]
+fn transfer_makes_the_named_replica_lead() {
+    let dir = TempDir::new().unwrap();
+    let base = ports();
+    let mut dev = Dev::start(&dir, base);
+    dev.says("ready after");
+    let rows = until("all are ready, and one leads", || {
+        let rows = json(&dir, base, &["status"]).as_array().unwrap().clone();
+        let ready = rows.iter().filter(|row| row["ready"] == true).count() == 3;
+        (ready && rows.iter().any(|row| row["role"] == "leader")).then_some(rows)
+    });
+    let others: Vec<&Value> = rows.iter().filter(|row| row["role"] != "leader").collect();
+    let (first, second) = (others[0], others[1]);
+    let by_slot = json(&dir, base, &["transfer", &format!("r{}", first["slot"])]);
+    assert_eq!((&by_slot["leader"], &by_slot["slot"]), (&first["replica"], &first["slot"]));
+    let again = json(&dir, base, &["transfer", &format!("{}", first["slot"])]);
+    assert_eq!(again["leader"], again["leader_before"], "it leads already");
+    let by_identity = json(&dir, base, &["transfer", &second["replica"].as_str().unwrap()[..12]]);
+    assert_eq!(by_identity["leader"], second["replica"]);
+    let by_address = json(&dir, base, &["transfer", first["address"].as_str().unwrap()]);
+    assert_eq!((&by_address["leader"], &by_address["leader_before"]), (&first["replica"], &second["replica"]));
+    let to_any = json(&dir, base, &["transfer"]);
+    assert_ne!(to_any["leader"], first["replica"]);
+    put(base, "colour", "blue");
+
+    let unknown = ["transfer", "r9", "--admin-token", "any", "--endpoints", &format!("127.0.0.1:{base}")];
+    let refused = lockstep(&unknown);
+    assert_eq!(refused.status.code(), Some(2));
+    let text = String::from_utf8(refused.stderr).unwrap();
+    assert!(text.starts_with("lockstep: no voter is called \"r9\"; they are r1 "), "{text}");
+}
+
+#[test]
+fn members_replace_a_replica_that_lost_its_disk() {
+    let dir = TempDir::new().unwrap();
+    let base = ports();
+    let mut dev = Dev::start(&dir, base);
+    dev.says("ready after");
+    put(base, "colour", "blue");
+    let rows = |args: &[&str]| json(&dir, base, args);
+    // The last one is not at the endpoint that the commands are given.
+    let lost = rows(&["status"]).as_array().unwrap().iter().find(|row| row["slot"] == 3).unwrap().clone();
+    let address = format!("127.0.0.1:{}", base + 20);
+    fs::remove_dir_all(dir.path().join(".lockstep/kv/r3")).unwrap();
+    kill_process(dev.children()[2], Signal::KILL).unwrap();
+    dev.says("starting it again");
+    let status = |field: &str, value: Value| {
+        let rows = json(&dir, base + 20, &["status"]);
+        rows.as_array().unwrap().iter().any(|row| row["address"] == address && row[field] == value).then_some(())
+    };
+    until("it is up again, without a genesis", || {
+        let done = lockstep(&["status", "--endpoints", &address]);
+        String::from_utf8_lossy(&done.stdout).contains("has no genesis yet").then_some(())
+    });
+
+    let standby = rows(&["members", "add", &address]);
+    assert_eq!(
+        (&standby["slot"], &standby["member"], &standby["settled"]),
+        (&4.into(), &"standby".into(), &true.into())
+    );
+    status("role", "standby".into()).expect("status says what it is");
+    let voter = rows(&["members", "add", &address, "--voter"]);
+    assert_eq!((&voter["replica"], &voter["member"]), (&standby["replica"], &"voter".into()));
+    assert_eq!(rows(&["members", "promote", "r4"])["epoch"], voter["epoch"], "it votes already");
+    let old = lost["replica"].as_str().unwrap();
+    let removed = rows(&["members", "remove", &old[..8]]);
+    assert_eq!((&removed["slot"], &removed["member"]), (&3.into(), &"removed".into()));
+    assert_eq!(removed["voters"], serde_json::json!([1, 2, 4]));
+    assert_eq!(rows(&["members", "remove", "r3"])["epoch"], removed["epoch"], "it is removed already");
+
+    let list = rows(&["members", "list"]);
+    assert_eq!((&list["epoch"], &list["settled"]), (&removed["epoch"], &true.into()));
+    assert_eq!(list["removed"][0]["replica"], lost["replica"]);
+    let members = list["members"].as_array().unwrap();
+    let addresses: Vec<&Value> = members.iter().map(|member| &member["address"]).collect();
+    let expected = [0, 10, 20].map(|port| Value::from(format!("127.0.0.1:{}", base + port)));
+    assert_eq!(addresses, expected.iter().collect::<Vec<_>>());
+    assert!(members.iter().all(|member| member["votes"] == true && member["connected"] == true), "{list}");
+
+    // The one that leads is removed, too: it hands over first.
+    let leads = members.iter().find(|member| member["leads"] == true).unwrap();
+    let removed = rows(&["members", "remove", leads["address"].as_str().unwrap()]);
+    assert_eq!((&removed["slot"], &removed["member"]), (&leads["slot"], &"removed".into()));
+    assert_eq!(get(base + 20, "colour"), "blue");
+    let shown = lockstep(&["members", "list", "--endpoints", &format!("127.0.0.1:{}", base + 20)]);
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.contains("epoch 5, settled") && shown.contains("  voter  ") && shown.contains("  leads"), "{shown}");
 }
 
 #[test]

@@ -49,6 +49,7 @@ impl Service {
             parent: Digest::ZERO,
             body: Digest::ZERO,
             log_time: LogTime::from_millis(1),
+            change: None,
         };
         let commands = [command.encode()];
         let block = Block::new(header, encode_body(&commands));

@@ -13,11 +13,13 @@ use bytes::Bytes;
 use lockstep_machine::Executor;
 use lockstep_types::kv::{KvReply, KvRequest};
 use lockstep_types::{
-    Block, BlockHeader, Command, Digest, Epoch, FaultModel, Genesis, Height, LogTime, Outcome, ReplicaId, ServiceId,
-    Slot, View,
+    Block, BlockHeader, Change, Command, Digest, Epoch, FaultModel, Genesis, Height, LogTime, Outcome, ReplicaId,
+    ServiceId, Slot, View,
 };
 use lockstep_wire::v1::refusal::Reason;
-use lockstep_wire::{Answer, Leader, Operation, Refusal, ReplicaStatus, Role, convert, v1};
+use lockstep_wire::{
+    Answer, Leader, Membership, Operation, Refusal, ReplicaStatus, Role, SnapshotsStatus, convert, v1,
+};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
@@ -77,6 +79,7 @@ impl Service {
             parent: Digest::ZERO,
             body: Digest::ZERO,
             log_time: LogTime::from_millis(1),
+            change: None,
         };
         let block = Block::new(header, lockstep_types::block::encode_body(&[command.encode()]));
         executor.apply(block.header(), block.hash(), &[command.encode()]).outcomes.remove(0)
@@ -288,6 +291,7 @@ impl v1::client_server::Client for Door {
             service_id: convert::id_bytes(self.service.genesis.service.as_bytes()),
             leader: self.leader().map(v1::LeaderHint::from),
             voters: Vec::new(),
+            standbys: Vec::new(),
         }))
     }
 }
@@ -299,10 +303,7 @@ impl v1::admin_server::Admin for Door {
     }
 
     async fn genesis(&self, request: Request<v1::GenesisRequest>) -> Result<Response<v1::GenesisResponse>, Status> {
-        let token = request.metadata().get("authorization").and_then(|token| token.to_str().ok());
-        if token != Some(&format!("Bearer {TOKEN}")) {
-            return Err(Status::unauthenticated("genesis needs the admin token of the service"));
-        }
+        self.authorize(&request)?;
         match Genesis::decode(request.into_inner().genesis) {
             Ok(genesis) if genesis == self.service.genesis => Ok(Response::new(v1::GenesisResponse { created: false })),
             Ok(_) => Err(Status::failed_precondition("another genesis is in force")),
@@ -314,9 +315,57 @@ impl v1::admin_server::Admin for Door {
         tokio::time::sleep(Duration::from_millis(100)).await;
         Ok(Response::new(v1::HandOverResponse { leader_id: convert::id_bytes(replica_id(1).as_bytes()) }))
     }
+
+    async fn take_snapshot(
+        &self,
+        request: Request<v1::TakeSnapshotRequest>,
+    ) -> Result<Response<v1::TakeSnapshotResponse>, Status> {
+        self.authorize(&request)?;
+        let height = self.service.executor.lock().unwrap().applied().next().get();
+        Ok(Response::new(v1::TakeSnapshotResponse { height }))
+    }
+
+    async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
+        self.authorize(&request)?;
+        let slot = request.into_inner().slot;
+        match slot == u32::from(self.index) + 1 {
+            true => Ok(Response::new(v1::JoinResponse { created: false })),
+            false => Err(Status::failed_precondition("another slot is its own")),
+        }
+    }
+
+    async fn change_members(
+        &self,
+        request: Request<v1::ChangeMembersRequest>,
+    ) -> Result<Response<v1::ChangeMembersResponse>, Status> {
+        use v1::change_members_request::Change as Asked;
+        self.authorize(&request)?;
+        let now = self.service.genesis.configuration();
+        let change = match request.into_inner().change {
+            Some(Asked::Add(replica)) => Change::AddStandby { replica: convert::replica_id("add", &replica).unwrap() },
+            Some(Asked::Promote(slot)) => Change::Promote { slot: Slot::new(slot) },
+            Some(Asked::Remove(slot)) => Change::Remove { slot: Slot::new(slot) },
+            None => return Err(Status::invalid_argument("no change")),
+        };
+        let next = now.apply(&change).map_err(|error| Status::failed_precondition(error.to_string()))?;
+        let slot = match change {
+            Change::AddStandby { replica } => next.slot_of(replica).unwrap(),
+            Change::Promote { slot } | Change::Remove { slot } => slot,
+        };
+        let membership = Membership { configuration: next, height: Height::new(9), settled: true };
+        Ok(Response::new(v1::ChangeMembersResponse { membership: Some(membership.into()), slot: slot.get() }))
+    }
 }
 
 impl Door {
+    fn authorize<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let token = request.metadata().get("authorization").and_then(|token| token.to_str().ok());
+        match token == Some(&format!("Bearer {TOKEN}")) {
+            true => Ok(()),
+            false => Err(Status::unauthenticated("this call needs the admin token of the service")),
+        }
+    }
+
     pub fn status(&self) -> ReplicaStatus {
         let applied = self.service.executor.lock().unwrap().applied();
         ReplicaStatus {
@@ -336,10 +385,12 @@ impl Door {
             leader_heard: Some(Duration::from_millis(3)),
             not_ready: None,
             genesis: Some(self.service.genesis.clone()),
-            voters: Vec::new(),
+            members: Vec::new(),
+            membership: None,
             digest: Some(Digest::ZERO),
             state_machine: "KeyValue".to_owned(),
             uptime: Duration::from_secs(9),
+            snapshots: SnapshotsStatus { newest: Some(Height::new(1)), ..SnapshotsStatus::default() },
         }
     }
 }

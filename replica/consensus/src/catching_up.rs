@@ -7,11 +7,14 @@
 //! suffix until the fetched chain ranks higher. (A power cut in the middle of the exchange may leave a lower rank; what was
 //! dropped can never commit, since the tip rests on a certificate or a commit.)
 
+use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
-use lockstep_types::{Block, BlockRef, Digest, Height, Slot, View};
+use lockstep_types::{Block, BlockRef, Configuration, Digest, Height, LogTime, Slot, SnapshotRef, View};
 
+use crate::chain::Chain;
 use crate::effects::{Effects, Moment, Reject, Serve};
+use crate::following::Following;
 use crate::message::{FetchRefusal, Message};
 use crate::replica::{Replica, Role};
 
@@ -88,10 +91,21 @@ impl Replica {
         self.ask_for_blocks(now, out);
     }
 
-    /// Who is known to have left its view with this block; else a voter that neither leads nor asks.
+    /// Everyone who may have blocks: members, whoever else left its view, and a leader that joined while this one was away.
+    fn holders(&self) -> BTreeSet<Slot> {
+        let mut holders = self.peers();
+        holders.extend(self.timeouts.keys().copied());
+        if let Role::Follower(Following { heard: Some(_), .. }) = &self.role {
+            holders.insert(self.view.leader);
+        }
+        holders.remove(&self.me);
+        holders
+    }
+
+    /// Who is known to have left its view with this block; else a member that neither leads nor asks.
     fn holder_of(&self, tip: BlockRef) -> Slot {
         let left_with = self.timeouts.iter().find(|(_, (_, rank))| *rank == tip).map(|(slot, _)| *slot);
-        let others = self.others();
+        let others = self.holders();
         left_with
             .or_else(|| others.iter().copied().find(|slot| *slot != self.view.leader))
             .or_else(|| others.first().copied())
@@ -103,7 +117,8 @@ impl Replica {
         let head = self.chain.head();
         let behind = self.undurable.len() as u64 > UNDURABLE_WINDOWS * self.options.window;
         let Some(catch_up) = &mut self.catch_up else { return };
-        if behind {
+        // While a snapshot is on its way, peers would only offer it again.
+        if behind || self.installing.is_some() {
             catch_up.again_at = now.plus(self.options.heartbeat);
             return;
         }
@@ -118,17 +133,18 @@ impl Replica {
         self.send(out, peer, Message::Fetch { after: anchor.height, anchor: anchor.hash, tip });
     }
 
-    /// Turns to the next voter, after a pause: this one has nothing, or does not answer.
-    fn ask_next_peer(&mut self, now: Moment) {
+    /// Turns to the next one, after a pause: this one has nothing, or does not answer.
+    pub(crate) fn ask_next_peer(&mut self, now: Moment) {
+        let holders = self.holders();
         let Some(catch_up) = &mut self.catch_up else { return };
         catch_up.asked = None;
         if catch_up.staged.is_empty() {
             catch_up.base = None;
         }
         catch_up.again_at = now.plus(self.options.heartbeat / 4);
-        catch_up.peer = self.config.successor(catch_up.peer);
-        if catch_up.peer == self.me {
-            catch_up.peer = self.config.successor(self.me);
+        let after = Slot::new(catch_up.peer.get().saturating_add(1));
+        if let Some(next) = holders.range(after..).next().or_else(|| holders.first()) {
+            catch_up.peer = *next;
         }
     }
 
@@ -146,16 +162,23 @@ impl Replica {
     }
 
     pub(crate) fn on_fetch(&self, from: Slot, after: Height, anchor: Digest, tip: BlockRef, out: &mut Effects) {
-        let upto = if self.chain.holds(tip) { tip.height } else { self.committed.height };
-        let refusal = match self.chain.at(after) {
-            Some(own) if own.hash != anchor => FetchRefusal::Diverged,
-            Some(_) if upto > after => {
-                out.serve.push(Serve { to: from, after, upto, committed: self.committed });
+        let committed = self.known_committed();
+        let upto = if self.chain.holds(tip) { tip.height } else { committed.height };
+        let refusal = match (self.chain.at(after), self.offer) {
+            (Some(own), _) if own.hash != anchor => FetchRefusal::Diverged,
+            (Some(_), _) if upto > after => {
+                out.serve.push(Serve { to: from, after, upto, committed });
                 return;
             }
-            Some(_) | None => FetchRefusal::Nothing,
+            // An older one than the log's beginning leads nowhere.
+            (None, Some(snapshot))
+                if after < self.chain.base().height && self.chain.at(snapshot.block.height).is_some() =>
+            {
+                FetchRefusal::Forgotten { snapshot }
+            }
+            (Some(_) | None, _) => FetchRefusal::Nothing,
         };
-        let fetched = Message::Fetched { after, blocks: Err(refusal), committed: self.committed };
+        let fetched = Message::Fetched { after, blocks: Err(refusal), committed };
         self.send(out, from, fetched);
     }
 
@@ -175,10 +198,18 @@ impl Replica {
         match blocks {
             Ok(blocks) if !blocks.is_empty() => self.take_blocks(now, blocks, out)?,
             Err(FetchRefusal::Diverged) => self.step_back(now, after),
+            Err(FetchRefusal::Forgotten { snapshot }) => self.on_offer(now, from, after, snapshot, out),
             Ok(_) | Err(FetchRefusal::Nothing) => self.ask_next_peer(now),
         }
         self.commit_to(committed, out);
-        let Some(catch_up) = &self.catch_up else { return Ok(()) };
+        self.go_on_catching_up(now, out);
+        self.acknowledge(out);
+        Ok(())
+    }
+
+    /// Ends the catch-up if its tip is reached, else asks for more.
+    fn go_on_catching_up(&mut self, now: Moment, out: &mut Effects) {
+        let Some(catch_up) = &self.catch_up else { return };
         if self.chain.holds(catch_up.tip) || catch_up.tip.height <= self.committed.height {
             self.catch_up = None;
             self.append_ahead(now, out);
@@ -186,8 +217,6 @@ impl Replica {
         } else if catch_up.asked.is_none() && catch_up.again_at <= now {
             self.ask_for_blocks(now, out);
         }
-        self.acknowledge(out);
-        Ok(())
     }
 
     /// The peer's chain holds another block at `refused`: asks from further down, above what is committed.
@@ -211,6 +240,73 @@ impl Replica {
         }
     }
 
+    /// The peer has no log below a snapshot, whose block is committed. If it is on the own chain, it is the anchor to ask
+    /// from; else the snapshot is needed. A leader-to-be that would need one asks another to lead (schedule L4).
+    fn on_offer(&mut self, now: Moment, from: Slot, after: Height, snapshot: SnapshotRef, out: &mut Effects) {
+        self.commit_to(snapshot.block, out);
+        if self.chain.holds(snapshot.block) && snapshot.block.height > after {
+            if let Some(catch_up) = &mut self.catch_up {
+                catch_up.staged.clear();
+                catch_up.base = Some(snapshot.block);
+                catch_up.again_at = now;
+            }
+        } else if snapshot.block.height <= self.committed.height {
+            self.ask_next_peer(now);
+        } else if matches!(self.role, Role::Candidate(_)) && self.view.leader == self.me {
+            self.give_lead_away(now, from, out);
+        } else if self.installing.is_none() {
+            self.installing = Some(snapshot);
+            out.install = Some((from, snapshot));
+        }
+    }
+
+    /// The state is that of a durable snapshot. Blocks above it that chain from it are kept; a suffix goes only if it does not
+    /// (PROTOCOL §4, schedule S9d): such a one never committed, and ranks below the snapshot's block.
+    pub(crate) fn on_installed(
+        &mut self,
+        now: Moment,
+        snapshot: SnapshotRef,
+        log_time: LogTime,
+        configuration: Configuration,
+        out: &mut Effects,
+    ) {
+        self.installing = None;
+        // A quorum agreed on it, else nobody had offered it; who knows only this peer may have it from here.
+        self.offer = self.offer.max(Some(snapshot));
+        let block = snapshot.block;
+        if self.chain.holds(block) {
+            self.commit_to(block, out);
+        } else if block.height > self.committed.height {
+            assert!(!matches!(self.role, Role::Leader(_)), "a leader of {} lacks committed block {block}", self.view);
+            self.chain = Chain::above(block, log_time, configuration);
+            self.undurable.clear();
+            self.head_since = now;
+            self.committed = block;
+            out.committed = Some(block);
+            if block.view > self.view {
+                self.view = block.view;
+                self.become_follower(now, out);
+            }
+        }
+        if let Some(catch_up) = &mut self.catch_up {
+            catch_up.asked = None;
+            catch_up.again_at = now;
+        }
+        self.go_on_catching_up(now, out);
+        self.acknowledge(out);
+    }
+
+    /// Forgets the log below a height that a durable snapshot covers.
+    pub(crate) fn forget(&mut self, height: Height) {
+        assert!(
+            height <= self.applied.0 && height <= self.durable_height(),
+            "forgetting below {height}, applied {} and durable {}",
+            self.applied.0,
+            self.durable_height()
+        );
+        self.chain.forget_below(height);
+    }
+
     /// The own chain was replaced from below the base on: what was staged above it hangs in the air.
     fn forget_lost_base(&mut self) {
         if let Some(catch_up) = &mut self.catch_up
@@ -227,15 +323,20 @@ impl Replica {
         let base = catch_up.base;
         let mut last = catch_up.staged.last().map_or(base.unwrap_or(self.chain.head()), Block::reference);
         let mut good = Vec::with_capacity(blocks.len());
+        let anchor = base.filter(|_| !catch_up.staged.is_empty()).map_or(last.height, |base| base.height);
+        let mut configuration = self.chain.configuration_above(anchor).clone();
+        for change in catch_up.staged.iter().filter_map(|block| block.header().change) {
+            configuration = configuration.apply(&change).expect("checked when it was staged");
+        }
         for block in blocks {
             let chains = block.header().parent == last.hash
                 && block.height() == last.height.next()
                 && block.view() >= last.view
                 // A view that was not entered yet: its leader's word, or a quorum's, comes first.
-                && block.view() <= self.view
-                && self.belongs(&block);
-            if !chains {
-                break;
+                && block.view() <= self.view;
+            match self.configuration_after(&configuration, &block) {
+                Some(next) if chains => configuration = next.unwrap_or(configuration),
+                Some(_) | None => break,
             }
             last = block.reference();
             good.push(block);
@@ -280,11 +381,12 @@ impl Replica {
         &mut self,
         now: Moment,
         from: Slot,
+        ahead: bool,
         current: View,
         committed: BlockRef,
         out: &mut Effects,
     ) {
-        if current > self.view && self.config.voter(current.leader).is_some() && current.leader != self.me {
+        if current > self.view && (ahead || self.is_counted(current.leader)) && current.leader != self.me {
             self.view = current;
             self.become_follower(now, out);
         }
@@ -292,5 +394,20 @@ impl Replica {
         if committed.height > self.committed.height && committed.view <= self.view && self.catch_up.is_none() {
             self.catch_up_from(now, from, committed, out);
         }
+    }
+
+    /// What the Timeout of a member that is ahead in changes tells one that cannot answer it yet: a chain with those changes.
+    /// It ranks higher, so it holds whatever is committed of the own one, and may be taken on; nothing is promised by that.
+    pub(crate) fn learn_of_blocks(&mut self, now: Moment, from: Slot, rank: BlockRef, out: &mut Effects) {
+        // Who led a view has promised to; nobody can be ahead of it there.
+        let impossible = rank.view > self.view && rank.view.leader == self.me;
+        if rank.rank() <= self.chain.head().rank() || impossible {
+            return;
+        }
+        if rank.view > self.view {
+            self.view = rank.view;
+            self.become_follower(now, out);
+        }
+        self.catch_up_from(now, from, rank, out);
     }
 }

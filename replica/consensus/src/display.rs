@@ -2,7 +2,10 @@
 
 use core::fmt;
 
+use lockstep_types::Epoch;
+
 use crate::following::Following;
+use crate::membership::Standing;
 use crate::replica::{Replica, Role};
 
 impl fmt::Display for Replica {
@@ -22,6 +25,15 @@ impl fmt::Display for Replica {
             for (slot, progress) in &leading.progress {
                 write!(f, " {slot}:{}", progress.acknowledged)?;
             }
+        }
+        if self.config().epoch() > Epoch::FIRST {
+            write!(f, " [{}]", self.config())?;
+        }
+        match self.standing() {
+            Standing::Voter => {}
+            Standing::Standby => f.write_str(" standby")?,
+            Standing::Joining => f.write_str(" joining")?,
+            Standing::Removed => f.write_str(" removed")?,
         }
         if let Some(catch_up) = &self.catch_up {
             write!(f, " catching-up={}", catch_up.tip())?;

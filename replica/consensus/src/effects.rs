@@ -4,7 +4,9 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use bytes::Bytes;
-use lockstep_types::{Block, BlockRef, Digest, Epoch, Height, LogTime, Slot, View};
+use lockstep_types::{
+    Block, BlockRef, Change, ChangeError, Configuration, Digest, Epoch, Height, LogTime, Slot, SnapshotRef, View,
+};
 
 use crate::message::{Envelope, Message};
 
@@ -71,7 +73,7 @@ pub enum Input {
     Tick,
     /// A peer's message. Nothing about it is believed.
     Receive {
-        /// The voter that sent it, as the transport authenticated it.
+        /// The member that sent it, as the transport authenticated it.
         from: Slot,
         /// The sender's configuration.
         epoch: Epoch,
@@ -85,6 +87,9 @@ pub enum Input {
         /// The host's wall clock.
         wall: LogTime,
     },
+    /// Change the membership: proposes an empty block that carries the change. `Effects::proposed` names it; it is in force
+    /// above that block, and done with once [`crate::Replica::membership`] says that it is settled.
+    Change(Change),
     /// All records up to this one are on the disk.
     Durable(RecordSeq),
     /// The host applied up to this height.
@@ -94,6 +99,22 @@ pub enum Input {
         /// The rolling execution digest there.
         digest: Digest,
     },
+    /// A quorum agrees on this snapshot, and it is durable here: peers that lag below the log may have it.
+    Offer(SnapshotRef),
+    /// What [`Effects::install`] asked for is durable, and the host's state is that of the snapshot.
+    Installed {
+        /// The snapshot.
+        snapshot: SnapshotRef,
+        /// Log time of its block.
+        log_time: LogTime,
+        /// The configuration in force above its block.
+        configuration: Configuration,
+    },
+    /// What [`Effects::install`] asked for cannot be had.
+    InstallFailed,
+    /// The log below this height is about to go: a durable snapshot holds the state there. At most the applied height, and
+    /// what is durable.
+    Forget(Height),
     /// A linearizable read arrived.
     Read(ReadId),
     /// Make another voter lead.
@@ -142,7 +163,10 @@ pub struct Effects {
     pub send_after: Vec<(RecordSeq, Envelope)>,
     /// Blocks to read from the log and send to a peer that lags.
     pub serve: Vec<Serve>,
-    /// The block that [`Input::Propose`] made.
+    /// A snapshot to fetch, and the peer that offers it: the log that follows cannot be had otherwise. One at a time; ends with
+    /// [`Input::Installed`] or [`Input::InstallFailed`].
+    pub install: Option<(Slot, SnapshotRef)>,
+    /// The block that [`Input::Propose`] or [`Input::Change`] made.
     pub proposed: Option<BlockRef>,
     /// Everything up to this block is now committed: apply it in order.
     pub committed: Option<BlockRef>,
@@ -196,18 +220,20 @@ pub enum Reject {
         /// The sender.
         from: Slot,
     },
-    /// The sender is no voter of the configuration in force, or the message names a slot that is none.
+    /// The sender was never a member as far as this replica knows, or the message names a slot that does not vote.
     UnknownSlot {
         /// The slot.
         slot: Slot,
     },
-    /// The sender's configuration is another.
-    OtherEpoch {
-        /// The message's epoch.
-        theirs: Epoch,
-        /// The epoch in force.
-        ours: Epoch,
+    /// The sender was removed, which is committed and settled: it never returns, and may be told so.
+    Removed {
+        /// The slot.
+        slot: Slot,
     },
+    /// A question to a voter, and this replica is none.
+    NoVoter,
+    /// A change of membership that cannot be, or not now.
+    Change(ChangeRefusal),
     /// A block that belongs to another service or epoch, or does not fit its own view or height.
     BadBlock {
         /// The height it claims.
@@ -227,8 +253,47 @@ pub enum Reject {
     },
     /// An answer that nobody waits for.
     Unexpected,
-    /// A proposal or hand-over that this replica cannot carry out now.
+    /// A proposal, change or hand-over that this replica cannot carry out now: it does not lead, or is not ready to.
     NotNow,
+}
+
+/// Why a leader does not propose a change of membership.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ChangeRefusal {
+    /// It is so already, or can never be.
+    Impossible(ChangeError),
+    /// Another change is not committed yet.
+    InFlight {
+        /// The height of its block.
+        height: Height,
+    },
+    /// The standby to promote was not heard recently, or has not acknowledged a block near the head.
+    Lagging {
+        /// The standby.
+        slot: Slot,
+    },
+    /// Of the voters that would be left, too few were heard recently and are caught up.
+    NoQuorumLeft {
+        /// The voter to remove.
+        slot: Slot,
+        /// How many would be left and are fit.
+        left: usize,
+        /// How many would have to be.
+        needed: usize,
+    },
+}
+
+impl fmt::Display for ChangeRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ChangeRefusal::Impossible(error) => error.fmt(f),
+            ChangeRefusal::InFlight { height } => write!(f, "the change at {height} is not committed yet"),
+            ChangeRefusal::Lagging { slot } => write!(f, "{slot} is not caught up"),
+            ChangeRefusal::NoQuorumLeft { slot, left, needed } => {
+                write!(f, "without {slot} only {left} caught-up voters would be left, and {needed} are needed")
+            }
+        }
+    }
 }
 
 impl fmt::Display for Reject {
@@ -237,8 +302,10 @@ impl fmt::Display for Reject {
             Reject::StaleView { theirs, ours } => write!(f, "stale view {theirs} < {ours}"),
             Reject::FarView { ours } => write!(f, "far ahead of view {ours}"),
             Reject::NotItsLeader { view, from } => write!(f, "{from} does not lead view {view}"),
-            Reject::UnknownSlot { slot } => write!(f, "{slot} is no voter"),
-            Reject::OtherEpoch { theirs, ours } => write!(f, "epoch {theirs}, ours is {ours}"),
+            Reject::UnknownSlot { slot } => write!(f, "{slot} is unknown"),
+            Reject::Removed { slot } => write!(f, "{slot} was removed"),
+            Reject::NoVoter => f.write_str("no voter here"),
+            Reject::Change(refusal) => refusal.fmt(f),
             Reject::BadBlock { height } => write!(f, "bad block at {height}"),
             Reject::BelowCommitted { height, committed } => write!(f, "block {height} below committed {committed}"),
             Reject::OtherChain { height } => write!(f, "height {height} of another chain"),

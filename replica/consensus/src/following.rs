@@ -88,7 +88,9 @@ impl Replica {
     ) -> Result<(), Reject> {
         self.follow(now, from, view, out)?;
         let height = block.height();
-        let fits = block.view() == view && self.belongs(&block) && height > Height::ZERO;
+        let anchored = self.chain.holds_hash(height.prev(), block.header().parent);
+        // Above a gap nobody knows yet which configuration is in force.
+        let fits = block.view() == view && height > Height::ZERO && (!anchored || self.belongs(&block));
         if !fits {
             return Err(Reject::BadBlock { height });
         }
@@ -104,7 +106,7 @@ impl Replica {
             return Err(Reject::BelowCommitted { height, committed: self.committed.height });
         }
         self.note_leader_head(block.reference());
-        if self.chain.holds_hash(height.prev(), block.header().parent) {
+        if anchored {
             self.append(now, block, out);
             self.append_ahead(now, out);
             self.acknowledge(out);
@@ -150,7 +152,9 @@ impl Replica {
             let Role::Follower(following) = &mut self.role else { return };
             following.ahead = following.ahead.split_off(&head.height.next());
             match following.ahead.remove(&head.height.next()) {
-                Some(block) if block.header().parent == head.hash => self.append(now, block, out),
+                Some(block) if block.header().parent == head.hash && self.belongs(&block) => {
+                    self.append(now, block, out)
+                }
                 Some(_) | None => return,
             }
         }
@@ -173,8 +177,9 @@ impl Replica {
         }
     }
 
-    /// Whether a block belongs to this service and configuration.
-    pub(crate) fn belongs(&self, block: &Block) -> bool {
-        block.header().service == self.service && block.header().epoch == self.config.epoch()
+    /// Whether a block belongs to this service, and to the configuration in force at its height on the own chain.
+    fn belongs(&self, block: &Block) -> bool {
+        let configuration = self.chain.configuration_above(block.height().prev());
+        self.configuration_after(configuration, block).is_some()
     }
 }

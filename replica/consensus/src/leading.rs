@@ -6,7 +6,7 @@
 use alloc::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
-use lockstep_types::{Block, BlockHeader, Digest, Height, LogTime, Slot, View, block::encode_body};
+use lockstep_types::{Block, BlockHeader, BlockRef, Change, Digest, Height, LogTime, Slot, View, block::encode_body};
 
 use crate::effects::{Effects, Moment, Promise, ReadId, Record, Reject};
 use crate::message::Message;
@@ -25,7 +25,7 @@ pub(crate) struct Leading {
     pub since: Moment,
     /// The head that the certificate chose: where the window of this view begins.
     pub start: Height,
-    /// What each other voter has said in this view.
+    /// What each other member has said in this view. Standbys are never counted.
     pub progress: BTreeMap<Slot, Progress>,
     /// When heartbeats go out next.
     pub heartbeat_at: Moment,
@@ -39,7 +39,7 @@ pub(crate) struct Leading {
     pub hand_over: Option<HandOver>,
 }
 
-/// What one voter has said in this view.
+/// What one member has said in this view.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Progress {
     /// The highest block of this leader's chain that it acknowledged in this view. Never decreases within it.
@@ -59,9 +59,9 @@ pub(crate) struct HandOver {
 }
 
 impl Leading {
-    /// What `voter` acknowledged, and whether it answered within `recent` microseconds.
-    pub fn acknowledged(&self, voter: Slot, now: Moment, recent: u64) -> Option<(Height, bool)> {
-        let progress = self.progress.get(&voter)?;
+    /// What `member` acknowledged, and whether it answered within `recent` microseconds.
+    pub fn acknowledged(&self, member: Slot, now: Moment, recent: u64) -> Option<(Height, bool)> {
+        let progress = self.progress.get(&member)?;
         Some((progress.acknowledged, progress.contact.is_some_and(|contact| now.since(contact) < recent)))
     }
 }
@@ -77,7 +77,7 @@ impl Replica {
             since: now,
             start: start.height,
             progress: self
-                .others()
+                .peers()
                 .into_iter()
                 // The certificate is the first contact: who sent it a moment ago is alive.
                 .map(|slot| (slot, Progress { contact: Some(now), ..Progress::default() }))
@@ -88,9 +88,9 @@ impl Replica {
             reads_asked: VecDeque::new(),
             hand_over: None,
         });
-        let no_op = self.next_block(now, encode_body(&[]), self.chain.log_time());
+        let no_op = self.next_block(now, encode_body(&[]), self.chain.log_time(), None);
         self.append(now, no_op.clone(), out);
-        for to in self.others() {
+        for to in self.peers() {
             // The first proposal of a view leaves only once `Lead` is durable (schedule S1).
             let message = Message::Propose { view: self.view, block: no_op.clone(), committed: self.committed };
             self.send_after(out, lead, to, message);
@@ -106,13 +106,14 @@ impl Replica {
     }
 
     /// Whether [`crate::Input::Propose`] would make a block: this replica leads, its no-op is committed, the window has
-    /// room, and no hand-over is under way.
+    /// room, and neither a hand-over nor a change of membership is under way.
     pub fn can_propose(&self) -> bool {
         match &self.role {
             Role::Leader(leading) => {
                 let window_floor = self.committed.height.max(leading.start);
                 self.leads_for_good()
                     && leading.hand_over.is_none()
+                    && self.change_in_flight().is_none()
                     && self.chain.head().height.above(window_floor) < self.options.window
             }
             Role::Follower(_) | Role::Candidate(_) => false,
@@ -123,11 +124,23 @@ impl Replica {
         if !self.can_propose() {
             return Err(Reject::NotNow);
         }
-        let block = self.next_block(now, body, wall);
+        out.proposed = Some(self.extend(now, body, wall, None, out));
+        Ok(())
+    }
+
+    /// Puts a block on top of the own chain and sends it to all who can take it.
+    pub(crate) fn extend(
+        &mut self,
+        now: Moment,
+        body: Bytes,
+        wall: LogTime,
+        change: Option<Change>,
+        out: &mut Effects,
+    ) -> BlockRef {
+        let block = self.next_block(now, body, wall, change);
         self.append(now, block.clone(), out);
-        out.proposed = Some(block.reference());
         let head = block.height();
-        let Role::Leader(leading) = &self.role else { unreachable!("checked above") };
+        let Role::Leader(leading) = &self.role else { unreachable!("only a leader extends its chain") };
         for (to, progress) in &leading.progress {
             // Who lags far, or is dead, fetches later: pushing would only fill its queue.
             if head.above(progress.acknowledged.max(leading.start)) <= PUSH_WINDOWS * self.options.window {
@@ -135,12 +148,12 @@ impl Replica {
                 self.send(out, *to, message);
             }
         }
-        Ok(())
+        block.reference()
     }
 
     /// The block on top of the head. Log time is wall time, never less than the parent's, at most the own progress since the
     /// parent plus a slew (schedule M4).
-    fn next_block(&self, now: Moment, body: Bytes, wall: LogTime) -> Block {
+    fn next_block(&self, now: Moment, body: Bytes, wall: LogTime, change: Option<Change>) -> Block {
         let head = self.chain.head();
         let parent_ms = self.chain.log_time().as_millis();
         let wall_ms = wall.as_millis();
@@ -152,12 +165,13 @@ impl Replica {
         };
         let header = BlockHeader {
             service: self.service,
-            epoch: self.config.epoch(),
+            epoch: self.config().epoch(),
             view: self.view,
             height: head.height.next(),
             parent: head.hash,
             body: Digest::ZERO,
             log_time: LogTime::from_millis(log_time_ms),
+            change,
         };
         Block::new(header, body)
     }
@@ -178,7 +192,8 @@ impl Replica {
         if view != ours {
             return Err(Reject::StaleView { theirs: view, ours });
         }
-        let progress = leading.progress.get_mut(&from).expect("progress of every other voter");
+        // Who joined while this leader lagged is not told anything yet.
+        let Some(progress) = leading.progress.get_mut(&from) else { return Err(Reject::UnknownSlot { slot: from }) };
         progress.contact = Some(now);
         if !self.chain.holds_hash(height, hash) {
             return Err(Reject::OtherChain { height });
@@ -194,11 +209,14 @@ impl Replica {
     pub(crate) fn count_acknowledgements(&mut self, out: &mut Effects) {
         let Role::Leader(leading) = &self.role else { return };
         let own = self.durable_height();
-        let reached = self.config.reached_by_quorum(|slot| {
+        let reached = self.acknowledged_by_quorums(|slot| {
             if slot == self.me { Some(own) } else { leading.progress.get(&slot).map(|progress| progress.acknowledged) }
         });
+        if reached <= self.committed.height {
+            return;
+        }
         let block = self.chain.at(reached).expect("acknowledged blocks are on the chain");
-        if block.view == self.view && reached > self.committed.height {
+        if block.view == self.view {
             let first = self.committed.height <= leading.start;
             self.committed = block;
             out.committed = Some(block);
@@ -221,7 +239,8 @@ impl Replica {
         if view != ours {
             return Err(Reject::StaleView { theirs: view, ours });
         }
-        let progress = leading.progress.get_mut(&from).expect("progress of every other voter");
+        // Who joined while this leader lagged is not told anything yet.
+        let Some(progress) = leading.progress.get_mut(&from) else { return Err(Reject::UnknownSlot { slot: from }) };
         progress.contact = Some(now);
         // A round that was never asked for confirms nothing.
         if round > leading.round {
@@ -252,10 +271,12 @@ impl Replica {
     }
 
     pub(crate) fn tick_leading(&mut self, now: Moment, out: &mut Effects) {
+        self.settle(now, out);
         let Role::Leader(leading) = &mut self.role else { return };
         if now >= leading.heartbeat_at {
             leading.heartbeat_at = now.plus(self.options.heartbeat);
             self.heartbeat(out);
+            self.recount(out);
         }
         self.drive_hand_over(now, out);
         let Role::Leader(leading) = &mut self.role else { return };
@@ -264,7 +285,7 @@ impl Replica {
         }
         if now >= self.contact_until() {
             // Step-down: a leader that a quorum does not answer leaves (PROTOCOL §3).
-            let next = View::new(self.next_round(), self.config.successor(self.me));
+            let next = View::new(self.next_round(), self.config().successor(self.me));
             self.leave(now, next, out);
         } else if now >= self.slow_disk_until() {
             self.hand_over_now(now, self.best_target(now), out);
@@ -272,6 +293,12 @@ impl Replica {
             let next = View::new(self.next_round(), self.me);
             self.leave(now, next, out);
         }
+    }
+
+    /// What was not enough before a voter left may be enough now, and nobody may be left whose answer would show it.
+    fn recount(&mut self, out: &mut Effects) {
+        self.count_acknowledgements(out);
+        self.confirm_reads(out);
     }
 
     pub(crate) fn leading_deadline(&self, leading: &Leading) -> Moment {
@@ -283,7 +310,7 @@ impl Replica {
     fn contact_until(&self) -> Moment {
         let Role::Leader(leading) = &self.role else { return Moment::from_micros(u64::MAX) };
         let far = Moment::from_micros(u64::MAX);
-        let contact = self.config.reached_by_quorum(|slot| {
+        let contact = self.reached(|slot| {
             if slot == self.me { Some(far) } else { leading.progress.get(&slot).and_then(|progress| progress.contact) }
         });
         contact.plus(self.options.election)
@@ -293,7 +320,7 @@ impl Replica {
     fn slow_disk_until(&self) -> Moment {
         let oldest = self.undurable.front().map(|(_, _, since)| since.plus(self.options.slow_disk));
         match oldest {
-            Some(until) if self.config.voters().len() > 1 => until,
+            Some(until) if self.config().voters().keys().any(|slot| *slot != self.me) => until,
             Some(_) | None => Moment::from_micros(u64::MAX),
         }
     }
@@ -301,7 +328,7 @@ impl Replica {
     /// When to start a view of its own for a voter that left this healthy one and can never acknowledge in it (L2).
     fn unmute_at(&self) -> Moment {
         let Role::Leader(leading) = &self.role else { return Moment::from_micros(u64::MAX) };
-        let muted = self.timeouts.values().any(|(view, _)| *view > self.view);
+        let muted = self.timeouts.iter().any(|(slot, (view, _))| *view > self.view && self.is_counted(*slot));
         if muted && self.leads_for_good() {
             leading.since.plus(UNMUTE_ELECTIONS * self.options.election)
         } else {
@@ -313,7 +340,7 @@ impl Replica {
 
     pub(crate) fn start_hand_over(&mut self, now: Moment, target: Option<Slot>) -> Result<(), Reject> {
         if let Some(slot) = target
-            && self.config.voter(slot).is_none()
+            && self.config().voter(slot).is_none()
         {
             return Err(Reject::UnknownSlot { slot });
         }
@@ -327,14 +354,15 @@ impl Replica {
         Ok(())
     }
 
-    /// The other voter that acknowledged most, among those heard recently if there are any; itself if it is alone.
-    fn best_target(&self, now: Moment) -> Slot {
+    /// The other voter of the newest configuration that acknowledged most, among those heard recently if there are any; itself if it is alone.
+    pub(crate) fn best_target(&self, now: Moment) -> Slot {
         let Role::Leader(leading) = &self.role else { return self.me };
         let recent =
             |progress: &Progress| progress.contact.is_some_and(|contact| now.since(contact) < self.options.election);
         leading
             .progress
             .iter()
+            .filter(|(slot, _)| self.config().voter(**slot).is_some())
             .max_by_key(|(_, progress)| (recent(progress), progress.acknowledged))
             .map_or(self.me, |(slot, _)| *slot)
     }
@@ -351,7 +379,7 @@ impl Replica {
         }
     }
 
-    fn hand_over_now(&mut self, now: Moment, target: Slot, out: &mut Effects) {
+    pub(crate) fn hand_over_now(&mut self, now: Moment, target: Slot, out: &mut Effects) {
         let next = View::new(self.next_round(), target);
         for to in self.others() {
             self.send(out, to, Message::HandOver { view: self.view, next });

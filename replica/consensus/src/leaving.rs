@@ -3,7 +3,7 @@
 //! A view number contains its leader, so whoever chooses the number chooses the leader: here the best head among those
 //! who would leave. Two choices at once are ordered by their numbers, and the lower one joins the higher (schedule S5).
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 
 use lockstep_types::{BlockRef, Slot, View};
 
@@ -101,17 +101,19 @@ impl Replica {
         &mut self,
         now: Moment,
         from: Slot,
+        ahead: bool,
         view: View,
         out: &mut Effects,
     ) -> Result<(), Reject> {
-        let would_leave = view > self.view && self.says_yes(now);
+        // A yes promises nothing, so one that lags says it too: the asker may be of a configuration in which it votes.
+        let would_leave = view > self.view && self.says_yes(now) && (ahead || self.votes());
         let reply = Message::PreCheckReply {
             view,
             would_leave,
             current: self.view,
             // What is on the disk: a replica that cannot write must not look like the best one to lead.
             head: self.chain.at(self.durable_height()).expect("what is durable is on the chain"),
-            committed: self.committed,
+            committed: self.known_committed(),
         };
         self.send(out, from, reply);
         Ok(())
@@ -122,6 +124,7 @@ impl Replica {
         &mut self,
         now: Moment,
         from: Slot,
+        ahead: bool,
         view: View,
         would_leave: bool,
         current: View,
@@ -139,28 +142,32 @@ impl Replica {
         }
         if would_leave {
             question.yes.insert(from, head);
+            self.commit_to(committed, out);
             self.try_to_leave(now, out);
         } else {
             // The view goes on without us: its leader cannot be heard, but what is committed can be had from the replier.
-            self.learn_committed(now, from, current, committed, out);
+            self.learn_committed(now, from, ahead, current, committed, out);
         }
         Ok(())
     }
 
-    /// Leaves if a quorum would: for the view of this round that the best head among them leads.
+    /// Leaves if a quorum would: for the view of this round that the best head among them leads; of equals, one that the
+    /// newest configuration keeps.
     fn try_to_leave(&mut self, now: Moment, out: &mut Effects) {
         let (Role::Follower(Following { pre_check: Some(question), .. })
         | Role::Candidate(Waiting { pre_check: Some(question), .. })) = &self.role
         else {
             return;
         };
-        if !self.config.is_quorum(question.yes.keys().copied()) {
+        let yes: BTreeSet<Slot> = question.yes.keys().copied().collect();
+        if !self.is_quorum(&yes) {
             return;
         }
         let best = question
             .yes
             .iter()
-            .max_by_key(|(slot, head)| (head.rank(), **slot == self.me))
+            .filter(|(slot, _)| self.is_counted(**slot))
+            .max_by_key(|(slot, head)| (head.rank(), self.config().voter(**slot).is_some(), **slot == self.me))
             .map(|(slot, _)| *slot)
             .expect("a quorum is not empty");
         let view = View::new(question.view.round, best);
@@ -183,7 +190,10 @@ impl Replica {
         if view.leader != from {
             return Err(Reject::NotItsLeader { view, from });
         }
-        if self.config.voter(next.leader).is_none() {
+        if !self.votes() {
+            return Err(Reject::NoVoter);
+        }
+        if !self.is_counted(next.leader) {
             return Err(Reject::UnknownSlot { slot: next.leader });
         }
         if next <= view {
@@ -197,12 +207,19 @@ impl Replica {
         &mut self,
         now: Moment,
         from: Slot,
+        ahead: bool,
         view: View,
         rank: BlockRef,
         out: &mut Effects,
     ) -> Result<(), Reject> {
-        if self.config.voter(view.leader).is_none() {
-            return Err(Reject::UnknownSlot { slot: view.leader });
+        let unknown = !self.is_counted(view.leader);
+        if unknown || !self.votes() {
+            // A Timeout names only a slot that its sender knows: who lags in changes catches up first (PROTOCOL §1). The
+            // sender says it again.
+            if ahead {
+                self.learn_of_blocks(now, from, rank, out);
+            }
+            return Err(if unknown { Reject::UnknownSlot { slot: view.leader } } else { Reject::NoVoter });
         }
         let known = self.timeouts.entry(from).or_insert((view, rank));
         if view >= known.0 {
@@ -215,13 +232,17 @@ impl Replica {
             self.try_to_lead(now, out);
             return Ok(());
         }
-        let left: usize = self.timeouts.values().filter(|(theirs, _)| *theirs > self.view).count();
+        let left = |slot: &&Slot| self.timeouts.get(slot).is_some_and(|(theirs, _)| *theirs > self.view);
+        // More than the failures that some configuration in play tolerates: without them it has no quorum.
+        let pulled = self
+            .in_play()
+            .any(|(_, configuration)| configuration.voters().keys().filter(left).count() > configuration.tolerated());
         let join = match &self.role {
             // Its leader has left it: step-down, hand-over, or a restart (PROTOCOL §3, schedule S1).
             Role::Follower(_) if from == self.view.leader => true,
-            Role::Follower(_) | Role::Candidate(_) => self.would_leave(now) || left > self.config.tolerated(),
+            Role::Follower(_) | Role::Candidate(_) => self.would_leave(now) || pulled,
             // A healthy leader waits, and then starts a view of its own (schedule L2).
-            Role::Leader(_) => left > self.config.tolerated(),
+            Role::Leader(_) => pulled,
         };
         if join {
             self.leave(now, view, out);
@@ -233,7 +254,7 @@ impl Replica {
     /// missing of that chain is fetched first.
     pub(crate) fn try_to_lead(&mut self, now: Moment, out: &mut Effects) {
         let (Role::Candidate(_), Some((left_for, seq))) = (&self.role, self.left_for) else { return };
-        if self.view.leader != self.me || left_for != self.view || seq > self.durable {
+        if self.view.leader != self.me || left_for != self.view || seq > self.durable || !self.votes() {
             return;
         }
         let certificate: BTreeMap<Slot, BlockRef> = self
@@ -243,7 +264,9 @@ impl Replica {
             .map(|(slot, (_, rank))| (*slot, *rank))
             .chain([(self.me, self.chain.head())])
             .collect();
-        if !self.config.is_quorum(certificate.keys().copied()) {
+        // Counted on the own chain as it is; once it was made to reach the highest one, this is asked again (schedule S4).
+        let left: BTreeSet<Slot> = certificate.keys().copied().collect();
+        if !self.is_quorum(&left) {
             return;
         }
         let highest = *certificate.values().max_by_key(|rank| rank.rank()).expect("a quorum is not empty");
@@ -269,7 +292,7 @@ impl Replica {
 
     /// A follower's silence, staggered so that two seldom ask at the same moment: the leader's successor goes first.
     fn suspect_at(&self, following: &Following) -> Moment {
-        let voters = self.config.voters();
+        let voters = self.config().voters();
         let behind = voters.keys().filter(|slot| **slot < self.me).count();
         let leader = voters.keys().filter(|slot| **slot < self.view.leader).count();
         let place = (behind + 2 * voters.len() - leader - 1) % voters.len();
@@ -280,11 +303,17 @@ impl Replica {
         if self.leads_unproved() {
             return Moment::from_micros(0);
         }
+        if !self.stands() {
+            return Moment::from_micros(u64::MAX);
+        }
         following.pre_check.as_ref().map_or_else(|| self.suspect_at(following), |question| question.again_at)
     }
 
     pub(crate) fn waiting_deadline(&self, waiting: &Waiting) -> Moment {
-        if !self.has_left_for_good() {
+        if !self.votes() {
+            return Moment::from_micros(u64::MAX);
+        }
+        if !self.has_left_for_good() || !self.stands() {
             return waiting.again_at;
         }
         let patience = waiting.since.plus(self.options.election);
@@ -293,14 +322,14 @@ impl Replica {
 
     /// Came back from a restart as the leader of its own current view, which nobody leads any more (schedule S1).
     fn leads_unproved(&self) -> bool {
-        self.view > View::ZERO && self.view.leader == self.me && matches!(self.role, Role::Follower(_))
+        self.view > View::ZERO && self.view.leader == self.me && matches!(self.role, Role::Follower(_)) && self.votes()
     }
 
     pub(crate) fn tick_following(&mut self, now: Moment, out: &mut Effects) {
         let Role::Follower(following) = &self.role else { return };
         if self.leads_unproved() {
             // The smallest view above its own: a higher one could be above a view that the others have entered meanwhile.
-            let successor = self.config.successor(self.me);
+            let successor = self.config().successor(self.me);
             let round = if successor > self.me { self.view.round } else { self.view.round.saturating_add(1) };
             self.leave(now, View::new(round, successor), out);
         } else if now >= self.following_deadline(following) {
@@ -309,8 +338,9 @@ impl Replica {
     }
 
     pub(crate) fn tick_waiting(&mut self, now: Moment, out: &mut Effects) {
+        let votes = self.votes();
         let Role::Candidate(waiting) = &mut self.role else { return };
-        if now >= waiting.again_at {
+        if now >= waiting.again_at && votes {
             waiting.again_at = now.plus(2 * self.options.heartbeat);
             self.send_timeout(out);
         }
@@ -322,8 +352,11 @@ impl Replica {
         }
     }
 
-    /// Asks the others whether they too would leave.
+    /// Asks the others whether they too would leave, if this replica may ask.
     fn ask(&mut self, now: Moment, out: &mut Effects) {
+        if !self.stands() {
+            return;
+        }
         let view = View::new(self.next_round(), self.me);
         let question = PreChecking {
             view,

@@ -14,6 +14,7 @@
 //! | leaving a view, the certificate, taking the lead | [`leaving`] | §1, §3 | §4.2 | PreVote, RequestVote |
 //! | catching up by hash from any peer | [`catching_up`] | §4 | §5.2 | log repair |
 //! | reads without a write | [`reading`] | §6 | §6.3 | ReadIndex |
+//! | who is counted, who is told, how that changes | [`membership`] | §5 | §7 | single-server change, learner |
 //!
 //! # One view in eight lines
 //!
@@ -26,10 +27,11 @@
 //! 7. An acknowledgement is cumulative. What a quorum acknowledged is committed, and so is everything below it.
 //! 8. Heartbeats carry head and commit pointer; whoever lacks the head fetches it from any peer.
 //!
+//! Who counts is said by the chain itself: a block may carry one change of membership, in force above it.
+//!
 //! # What is absent
 //!
-//! Fixed voters: one [`Configuration`](lockstep_types::Configuration) counts all votes; changes of it come later, and so do
-//! snapshots, faulty blocks and signatures. Their fields are in the messages already.
+//! Faulty blocks and signatures. The fields of the first are in the messages already.
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;
@@ -41,11 +43,15 @@ mod effects;
 mod following;
 mod leading;
 mod leaving;
+mod membership;
 mod message;
 mod reading;
 mod replica;
 
 pub use chain::Chain;
-pub use effects::{Effects, Input, Moment, Promise, ReadId, ReadOutcome, Record, RecordSeq, Reject, Serve};
+pub use effects::{
+    ChangeRefusal, Effects, Input, Moment, Promise, ReadId, ReadOutcome, Record, RecordSeq, Reject, Serve,
+};
+pub use membership::{Membership, Standing};
 pub use message::{Envelope, FetchRefusal, Message};
 pub use replica::{Options, Recovered, Replica, RoleName};

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use lockstep_types::{Block, BlockRef, Digest, Epoch, Height, Slot, View};
+use lockstep_types::{Block, BlockRef, Digest, Epoch, Height, Slot, SnapshotRef, View};
 
 /// A message with its receiver. The sender is whoever steps; transports authenticate it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -20,11 +20,11 @@ pub struct Envelope {
 ///
 /// | message | from → to | part |
 /// |---|---|---|
-/// | `Propose`, `Heartbeat` | leader → all | normal case |
+/// | `Propose`, `Heartbeat` | leader → all members | normal case |
 /// | `Ack`, `HeartbeatReply` | follower → leader | normal case, reads |
-/// | `PreCheck`, `PreCheckReply` | one who suspects ↔ all | leaving a view |
-/// | `HandOver` | leader → all | leaving a view |
-/// | `Timeout` | one who left → all | leaving a view |
+/// | `PreCheck`, `PreCheckReply` | one who suspects ↔ all voters | leaving a view |
+/// | `HandOver` | leader → all voters | leaving a view |
+/// | `Timeout` | one who left → all voters | leaving a view |
 /// | `Fetch`, `Fetched` | one who lags ↔ anyone | catch-up |
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Message {
@@ -128,10 +128,10 @@ impl Message {
     /// The highest round of a view that this message would make its receiver remember.
     pub(crate) fn names_round(&self) -> Option<u64> {
         match self {
-            Message::Propose { view, .. }
-            | Message::Heartbeat { view, .. }
-            | Message::PreCheck { view }
-            | Message::Timeout { view, .. } => Some(view.round),
+            Message::Propose { view, .. } | Message::Heartbeat { view, .. } | Message::PreCheck { view } => {
+                Some(view.round)
+            }
+            Message::Timeout { view, rank, .. } => Some(view.round.max(rank.view.round)),
             Message::PreCheckReply { view, current, .. } => Some(view.round.max(current.round)),
             Message::HandOver { view, next } => Some(view.round.max(next.round)),
             Message::HeartbeatReply { .. } | Message::Ack { .. } | Message::Fetch { .. } | Message::Fetched { .. } => {
@@ -148,6 +148,21 @@ pub enum FetchRefusal {
     Diverged,
     /// The sender has nothing above the anchor that it may serve.
     Nothing,
+    /// The sender's log begins above the anchor. What it offers instead holds the state there, and the log goes on from it.
+    Forgotten {
+        /// A snapshot that a quorum agrees on.
+        snapshot: SnapshotRef,
+    },
+}
+
+impl fmt::Display for FetchRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            FetchRefusal::Diverged => f.write_str("diverged"),
+            FetchRefusal::Nothing => f.write_str("nothing"),
+            FetchRefusal::Forgotten { snapshot } => write!(f, "forgotten, {snapshot}"),
+        }
+    }
 }
 
 impl fmt::Display for Envelope {
@@ -190,7 +205,7 @@ impl fmt::Display for Message {
                 write!(f, "Fetched after={after} blocks={} committed={}", blocks.len(), committed.height)
             }
             Message::Fetched { after, blocks: Err(refusal), committed } => {
-                write!(f, "Fetched after={after} {refusal:?} committed={}", committed.height)
+                write!(f, "Fetched after={after} {refusal} committed={}", committed.height)
             }
         }
     }

@@ -32,16 +32,17 @@ impl Replica {
         self.confirm_reads(out);
     }
 
-    /// Answers the reads whose round a quorum has confirmed.
+    /// Answers the reads whose round a quorum of each configuration in play has confirmed.
     pub(crate) fn confirm_reads(&mut self, out: &mut Effects) {
-        let Role::Leader(leading) = &mut self.role else { return };
-        let confirmed = self.config.reached_by_quorum(|slot| {
+        let Role::Leader(leading) = &self.role else { return };
+        let confirmed = self.reached(|slot| {
             if slot == self.me {
                 Some(leading.round)
             } else {
                 leading.progress.get(&slot).map(|progress| progress.round)
             }
         });
+        let Role::Leader(leading) = &mut self.role else { return };
         while leading.reads_asked.front().is_some_and(|(round, _, _)| *round <= confirmed) {
             let (_, id, height) = leading.reads_asked.pop_front().expect("just looked at");
             out.reads.push((id, ReadOutcome::At(height)));

@@ -1,9 +1,11 @@
 //! The state of a replica, the one entrance to it, and what all roles share.
 
 use alloc::collections::{BTreeMap, VecDeque};
-use alloc::vec::Vec;
 
-use lockstep_types::{Block, BlockHeader, BlockRef, Configuration, Digest, Height, ServiceId, Slot, View, limits};
+use lockstep_types::{
+    Block, BlockHeader, BlockRef, Configuration, Digest, Epoch, Height, LogTime, ServiceId, Slot, SnapshotRef, View,
+    limits,
+};
 
 use crate::catching_up::CatchUp;
 use crate::chain::Chain;
@@ -45,28 +47,70 @@ impl Default for Options {
     }
 }
 
-/// What the write-ahead log held at the start of the process.
-#[derive(Clone, Debug, Default)]
+/// What the disk held at the start of the process: a snapshot, or none, and the write-ahead log.
+#[derive(Clone, Debug)]
 pub struct Recovered {
     chain: Chain,
+    /// The last block of the log, on the chain or not.
+    last: Option<BlockRef>,
+    committed: BlockRef,
     timeout: Option<View>,
     lead: Option<View>,
 }
 
 impl Recovered {
-    /// Takes in a block, in the order of the log. Returns false for one that no correct replica wrote there: it does not
-    /// chain from what came before.
-    #[must_use]
+    /// Starts with the configuration of the genesis: a new service, or one without a snapshot.
+    pub fn new(genesis: Configuration) -> Self {
+        Recovered { chain: Chain::new(genesis), last: None, committed: BlockRef::GENESIS, timeout: None, lead: None }
+    }
+
+    /// Starts above the block of a durable snapshot, whose log time is `log_time`; `configuration` is in force above it.
+    pub fn above(base: BlockRef, log_time: LogTime, configuration: Configuration) -> Self {
+        Recovered {
+            chain: Chain::above(base, log_time, configuration),
+            last: None,
+            committed: base,
+            timeout: None,
+            lead: None,
+        }
+    }
+
+    /// Takes in a block, in the order of the log. Returns whether it is on the chain now. Above a snapshot others are no
+    /// wonder: what the snapshot stands for, and blocks that never committed and whose replaced parents are gone.
     pub fn block(&mut self, header: &BlockHeader, hash: Digest) -> bool {
-        let fits = header.height > Height::ZERO
+        self.last = Some(BlockRef { view: header.view, height: header.height, hash });
+        let fits = header.height > self.chain.base().height
             && self
                 .chain
                 .at(header.height.prev())
-                .is_some_and(|below| below.hash == header.parent && below.view <= header.view);
+                .is_some_and(|below| below.hash == header.parent && below.view <= header.view)
+            && self.chain.admits(header);
         if fits {
             self.chain.put(header, hash);
         }
         fits
+    }
+
+    /// The last block of the log, if the chain should end with it and does not: then blocks in between are missing. One that
+    /// is no higher than the snapshot never committed, or the snapshot stands for it; so is one that ranks below it.
+    pub fn missing(&self) -> Option<BlockRef> {
+        self.last.filter(|last| !self.accounts_for(*last))
+    }
+
+    /// Whether a block that was written is on the chain, or does not count beside the snapshot that it stands on.
+    pub fn accounts_for(&self, written: BlockRef) -> bool {
+        let base = self.chain.base();
+        self.chain.holds(written) || written.height <= base.height || written.rank() <= base.rank()
+    }
+
+    /// Takes in that this block is committed: a snapshot of it is durable. Returns false if it is not on the chain.
+    #[must_use]
+    pub fn committed(&mut self, block: BlockRef) -> bool {
+        let holds = self.chain.holds(block);
+        if holds && block.height > self.committed.height {
+            self.committed = block;
+        }
+        holds
     }
 
     /// Takes in a promise, in the order of the log or from its second copy. The highest of each kind counts.
@@ -94,14 +138,13 @@ pub enum RoleName {
     Leader,
 }
 
-/// One voter.
+/// One member of a service: a voter, a standby, or one that is about to join.
 ///
 /// Invariants: committed ≤ head; the current view is never below the head's header view, the newest Timeout or the newest
 /// Lead; it never decreases, also over restarts.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Replica {
     pub(crate) service: ServiceId,
-    pub(crate) config: Configuration,
     pub(crate) me: Slot,
     pub(crate) options: Options,
     pub(crate) chain: Chain,
@@ -123,6 +166,12 @@ pub struct Replica {
     /// When the head's log time was taken on, for the slew rule.
     pub(crate) head_since: Moment,
     pub(crate) catch_up: Option<CatchUp>,
+    /// The newest snapshot that this replica may serve.
+    pub(crate) offer: Option<SnapshotRef>,
+    /// The snapshot that the host was asked for.
+    pub(crate) installing: Option<SnapshotRef>,
+    /// The epochs, settled and newest, between which members are told.
+    pub(crate) told: (Epoch, Epoch),
     pub(crate) role: Role,
 }
 
@@ -134,17 +183,12 @@ pub(crate) enum Role {
 }
 
 impl Replica {
-    /// Starts a voter from what its log held; an empty [`Recovered`] for a new service. Nothing is committed yet as far as
-    /// it knows: it learns that again from its peers. Panics if `me` is no voter of `config`.
-    pub fn start(
-        service: ServiceId,
-        config: Configuration,
-        me: Slot,
-        options: Options,
-        recovered: Recovered,
-        now: Moment,
-    ) -> Self {
-        assert!(config.voter(me).is_some(), "{me} is no voter of the configuration");
+    /// Starts a member from what its disk held: [`Recovered::new`] for an empty one. Nothing above its snapshots is committed as
+    /// far as it knows: it learns that again from its peers.
+    ///
+    /// `me` is the slot of the genesis, or the one that a committed [`lockstep_types::Change::AddStandby`] gave. It need not
+    /// be on the own chain yet: what this replica is there, see [`Self::standing`], it learns as it catches up.
+    pub fn start(service: ServiceId, me: Slot, options: Options, recovered: Recovered, now: Moment) -> Self {
         let head = recovered.chain.head();
         let view = head.view.max(recovered.timeout.unwrap_or(View::ZERO)).max(recovered.lead.unwrap_or(View::ZERO));
         let left_for = recovered.timeout.map(|view| (view, RecordSeq::ZERO));
@@ -157,13 +201,14 @@ impl Replica {
         } else {
             Role::Follower(Following::unheard(now))
         };
-        Replica {
+        let base = recovered.chain.base();
+        let epoch = recovered.chain.configuration_above(base.height).epoch();
+        let mut replica = Replica {
             service,
-            config,
             me,
             options,
             chain: recovered.chain,
-            committed: BlockRef::GENESIS,
+            committed: recovered.committed,
             view,
             left_for,
             queued: RecordSeq::ZERO,
@@ -173,8 +218,13 @@ impl Replica {
             applied: (Height::ZERO, Digest::ZERO),
             head_since: now,
             catch_up: None,
+            offer: None,
+            installing: None,
+            told: (epoch, epoch),
             role,
-        }
+        };
+        replica.mind_members();
+        replica
     }
 
     /// Takes one input. Inputs must come in the order in which they happened, with a time that never runs back.
@@ -184,6 +234,7 @@ impl Replica {
             Input::Tick => Ok(()),
             Input::Receive { from, epoch, message } => self.receive(now, from, epoch, message, &mut out),
             Input::Propose { body, wall } => self.propose(now, body, wall, &mut out),
+            Input::Change(change) => self.change(now, change, &mut out),
             Input::Durable(seq) => {
                 self.on_durable(now, seq, &mut out);
                 Ok(())
@@ -191,6 +242,23 @@ impl Replica {
             Input::Applied { height, digest } => {
                 assert!(height <= self.committed.height, "applied {height} beyond committed {}", self.committed.height);
                 self.applied = (height, digest);
+                Ok(())
+            }
+            Input::Offer(snapshot) => {
+                self.offer = self.offer.max(Some(snapshot));
+                Ok(())
+            }
+            Input::Installed { snapshot, log_time, configuration } => {
+                self.on_installed(now, snapshot, log_time, configuration, &mut out);
+                Ok(())
+            }
+            Input::InstallFailed => {
+                self.installing = None;
+                self.ask_next_peer(now);
+                Ok(())
+            }
+            Input::Forget(height) => {
+                self.forget(height);
                 Ok(())
             }
             Input::Read(id) => {
@@ -201,6 +269,7 @@ impl Replica {
         };
         out.rejected = done.err();
         self.tick(now, &mut out);
+        self.mind_members();
         assert!(
             self.committed.height <= self.chain.head().height && self.chain.holds(self.committed),
             "committed {} is not on the chain up to {}",
@@ -215,16 +284,11 @@ impl Replica {
         &mut self,
         now: Moment,
         from: Slot,
-        epoch: lockstep_types::Epoch,
+        epoch: Epoch,
         message: Message,
         out: &mut Effects,
     ) -> Result<(), Reject> {
-        if from == self.me || self.config.voter(from).is_none() {
-            return Err(Reject::UnknownSlot { slot: from });
-        }
-        if epoch != self.config.epoch() {
-            return Err(Reject::OtherEpoch { theirs: epoch, ours: self.config.epoch() });
-        }
+        let ahead = self.admit(from, epoch)?;
         if message.names_round().is_some_and(|round| round > self.view.round.saturating_add(ROUNDS_AHEAD)) {
             return Err(Reject::FarView { ours: self.view });
         }
@@ -241,12 +305,12 @@ impl Replica {
             Message::Ack { view, height, hash, applied: _, digest: _ } => {
                 self.on_ack(now, from, view, height, hash, out)
             }
-            Message::PreCheck { view } => self.on_pre_check(now, from, view, out),
+            Message::PreCheck { view } => self.on_pre_check(now, from, ahead, view, out),
             Message::PreCheckReply { view, would_leave, current, head, committed } => {
-                self.on_pre_check_reply(now, from, view, would_leave, current, head, committed, out)
+                self.on_pre_check_reply(now, from, ahead, view, would_leave, current, head, committed, out)
             }
             Message::HandOver { view, next } => self.on_hand_over(now, from, view, next, out),
-            Message::Timeout { view, rank, faults: _ } => self.on_timeout(now, from, view, rank, out),
+            Message::Timeout { view, rank, faults: _ } => self.on_timeout(now, from, ahead, view, rank, out),
             Message::Fetch { after, anchor, tip } => {
                 self.on_fetch(from, after, anchor, tip, out);
                 Ok(())
@@ -308,7 +372,7 @@ impl Replica {
     }
 
     /// The highest height of the chain that is durable here.
-    pub(crate) fn durable_height(&self) -> Height {
+    pub fn durable_height(&self) -> Height {
         self.undurable.front().map_or(self.chain.head().height, |(_, block, _)| block.height.prev())
     }
 
@@ -337,16 +401,11 @@ impl Replica {
     }
 
     pub(crate) fn send(&self, out: &mut Effects, to: Slot, message: Message) {
-        out.send.push(Envelope { to, epoch: self.config.epoch(), message });
+        out.send.push(Envelope { to, epoch: self.config().epoch(), message });
     }
 
     pub(crate) fn send_after(&self, out: &mut Effects, seq: RecordSeq, to: Slot, message: Message) {
-        out.send_after.push((seq, Envelope { to, epoch: self.config.epoch(), message }));
-    }
-
-    /// All other voters.
-    pub(crate) fn others(&self) -> Vec<Slot> {
-        self.config.voters().keys().copied().filter(|slot| *slot != self.me).collect()
+        out.send_after.push((seq, Envelope { to, epoch: self.config().epoch(), message }));
     }
 
     // What others may know.
@@ -354,11 +413,6 @@ impl Replica {
     /// The slot of this replica.
     pub fn me(&self) -> Slot {
         self.me
-    }
-
-    /// The configuration that counts.
-    pub fn config(&self) -> &Configuration {
-        &self.config
     }
 
     /// The current view.
@@ -407,11 +461,11 @@ impl Replica {
         }
     }
 
-    /// On the leader: what this voter acknowledged, and whether it answered within the election time.
-    pub fn acknowledged(&self, voter: Slot, now: Moment) -> Option<(Height, bool)> {
+    /// On the leader: what this member acknowledged, and whether it answered within the election time.
+    pub fn acknowledged(&self, member: Slot, now: Moment) -> Option<(Height, bool)> {
         match &self.role {
-            Role::Leader(_) if voter == self.me => Some((self.durable_height(), true)),
-            Role::Leader(leading) => leading.acknowledged(voter, now, self.options.election),
+            Role::Leader(_) if member == self.me => Some((self.durable_height(), true)),
+            Role::Leader(leading) => leading.acknowledged(member, now, self.options.election),
             Role::Follower(_) | Role::Candidate(_) => None,
         }
     }

@@ -5,6 +5,9 @@
 //! | command | what it does |
 //! |---|---|
 //! | `voters N [slow-disk=MS]` | N new replicas, nothing elected |
+//! | `join rX` | one more replica with an empty disk, whose slot will be X |
+//! | `change rX add N`, `change rX promote rY`, `change rX remove rY` | asks X for a change; N is the newcomer's identity |
+//! | `membership rX` | the newest configuration that it knows to be committed |
 //! | `time MS [rX …]` | lets time pass, then ticks these replicas, or all that run |
 //! | `propose rX WORD …` | one block per word |
 //! | `sync rX` | everything queued there is on the disk |
@@ -14,8 +17,11 @@
 //! | `settle` | delivers and syncs until nothing is under way |
 //! | `power-cut rX`, `restart rX` | what was not synced is gone / starts from the disk |
 //! | `read rX ID`, `hand-over rX [rY]` | as named |
-//! | `say rX to=rY …` | a forged message: `timeout=ROUND.SLOT`, `ack=H`, `reply=ROUND` (round), `committed=H` |
+//! | `say rX to=rY …` | a forged message: `timeout=ROUND.SLOT`, `ack=H`, `reply=ROUND` (round), `committed=H`, `hand-over=ROUND.SLOT`, `pre-check=ROUND.SLOT` |
 //! | `applied rX` | tells the rules that what is committed is applied |
+//! | `snapshot rX` | applies what is committed there, has a snapshot of it on the disk, and offers it |
+//! | `forget rX` | the log below the snapshot goes |
+//! | `install rX [fails]` | the snapshot that it wants has arrived and is durable / cannot be had |
 //! | `status` | one line per replica |
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -24,11 +30,13 @@ use std::fmt::Write as _;
 
 use goldenscript::{Command, Context, Runner};
 use lockstep_consensus::{
-    Effects, Envelope, Input, Message, Moment, Options, ReadId, Record, RecordSeq, Recovered, Replica, Serve,
+    Effects, Envelope, Input, Membership, Message, Moment, Options, ReadId, Record, RecordSeq, Recovered, Replica,
+    Serve,
 };
 use lockstep_types::block::encode_body;
 use lockstep_types::{
-    Block, BlockRef, Configuration, Digest, FaultModel, Genesis, Height, LogTime, ReplicaId, ServiceId, Slot, View,
+    Block, BlockRef, Change, Configuration, Digest, FaultModel, Genesis, Height, LogTime, ReplicaId, ServiceId, Slot,
+    SnapshotRef, View,
 };
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -44,6 +52,10 @@ struct Host {
     durable: RecordSeq,
     blocks: BTreeMap<Height, Block>,
     applied: Height,
+    /// The newest snapshot on the disk, with the log time of its block and the configuration above it.
+    snapshot: Option<(SnapshotRef, LogTime, Configuration)>,
+    /// The snapshot that the rules asked for.
+    wanted: Option<SnapshotRef>,
 }
 
 #[derive(Default)]
@@ -81,18 +93,25 @@ impl World {
     fn restart(&mut self, slot: Slot) {
         let config = self.config.clone().expect("voters first");
         let host = self.hosts.get_mut(&slot).expect("a replica of this script");
-        let mut recovered = Recovered::default();
+        let mut recovered = match host.snapshot.clone() {
+            Some((snapshot, log_time, configuration)) => Recovered::above(snapshot.block, log_time, configuration),
+            None => Recovered::new(config),
+        };
         host.blocks.clear();
+        host.wanted = None;
         for record in &host.synced {
             match record {
                 Record::Block(block) => {
-                    assert!(recovered.block(block.header(), block.hash()), "the log holds a chain");
-                    host.blocks.insert(block.height(), block.clone());
+                    if recovered.block(block.header(), block.hash()) {
+                        host.blocks.split_off(&block.height());
+                        host.blocks.insert(block.height(), block.clone());
+                    }
                 }
                 Record::Promise(promise) => recovered.promise(*promise),
             }
         }
-        host.core = Some(Replica::start(SERVICE, config, slot, self.options.clone(), recovered, self.now));
+        assert_eq!(recovered.missing(), None, "the log holds a chain");
+        host.core = Some(Replica::start(SERVICE, slot, self.options.clone(), recovered, self.now));
     }
 
     fn step(&mut self, slot: Slot, input: Input) {
@@ -103,7 +122,7 @@ impl World {
     }
 
     fn absorb(&mut self, slot: Slot, effects: Effects) {
-        let Effects { send, persist, send_after, serve, proposed: _, committed, reads, rejected } = effects;
+        let Effects { send, persist, send_after, serve, install, proposed: _, committed, reads, rejected } = effects;
         if let Some(reject) = rejected {
             writeln!(self.out, "{slot} refuses: {reject}").unwrap();
         }
@@ -117,7 +136,8 @@ impl World {
                 Record::Block(block) => {
                     host.blocks.split_off(&block.height());
                     host.blocks.insert(block.height(), block.clone());
-                    writeln!(self.out, "{slot} queues {seq} block {block}").unwrap();
+                    let change = block.header().change.map_or(String::new(), |change| format!(" ({change})"));
+                    writeln!(self.out, "{slot} queues {seq} block {block}{change}").unwrap();
                 }
                 Record::Promise(promise) => writeln!(self.out, "{slot} queues {seq} {promise}").unwrap(),
             }
@@ -134,6 +154,10 @@ impl World {
         }
         if let Some(block) = committed {
             writeln!(self.out, "{slot} commits {block}").unwrap();
+        }
+        if let Some((from, snapshot)) = install {
+            writeln!(self.out, "{slot} wants {snapshot} of {from}").unwrap();
+            host.wanted = Some(snapshot);
         }
         for (id, outcome) in reads {
             writeln!(self.out, "{slot} read {} {outcome:?}", id.0).unwrap();
@@ -247,6 +271,30 @@ impl Runner for World {
                     self.step(at, Input::Propose { body, wall });
                 }
             }
+            "join" => {
+                let at = slot(args.next_pos().ok_or("who?")?)?;
+                self.hosts.insert(at, Host::default());
+                self.restart(at);
+            }
+            "change" => {
+                let at = slot(args.next_pos().ok_or("where?")?)?;
+                let kind = args.next_pos().ok_or("what?")?;
+                let whom = args.next_pos().ok_or("whom?")?;
+                let change = match kind {
+                    "add" => Change::AddStandby { replica: ReplicaId::from_bytes([whom.parse()?; 16]) },
+                    "promote" => Change::Promote { slot: slot(whom)? },
+                    "remove" => Change::Remove { slot: slot(whom)? },
+                    kind => return Err(format!("{kind} is no change").into()),
+                };
+                self.step(at, Input::Change(change));
+            }
+            "membership" => {
+                let at = slot(args.next_pos().ok_or("where?")?)?;
+                let core = self.hosts[&at].core.as_ref().ok_or("it is down")?;
+                let Membership { configuration, height, settled } = core.membership();
+                let settled = if settled { "settled" } else { "not settled" };
+                writeln!(self.out, "{at} knows {configuration}, since {height}, {settled}").unwrap();
+            }
             "sync" => {
                 for arg in rest(&mut args) {
                     self.sync(slot(arg)?);
@@ -276,7 +324,7 @@ impl Runner for World {
                 let at = slot(args.next_pos().ok_or("which?")?)?;
                 let host = self.hosts.get_mut(&at).expect("a replica of this script");
                 let synced = std::mem::take(&mut host.synced);
-                *host = Host { synced, ..Host::default() };
+                *host = Host { synced, snapshot: host.snapshot.take(), ..Host::default() };
             }
             "restart" => {
                 let at = slot(args.next_pos().ok_or("which?")?)?;
@@ -300,6 +348,47 @@ impl Runner for World {
                 host.applied = height;
                 self.step(at, Input::Applied { height, digest: Digest::ZERO });
             }
+            "snapshot" => {
+                let at = slot(args.next_pos().ok_or("where?")?)?;
+                let host = self.hosts.get_mut(&at).expect("a replica of this script");
+                let core = host.core.as_ref().ok_or("it is down")?;
+                let block = core.committed();
+                host.applied = block.height;
+                let snapshot = SnapshotRef { block, manifest: block.hash };
+                let configuration = core.chain().configuration_above(block.height).clone();
+                host.snapshot = Some((snapshot, host.blocks[&block.height].header().log_time, configuration));
+                self.step(at, Input::Applied { height: block.height, digest: Digest::ZERO });
+                self.step(at, Input::Offer(snapshot));
+            }
+            "forget" => {
+                let at = slot(args.next_pos().ok_or("where?")?)?;
+                let host = self.hosts.get_mut(&at).expect("a replica of this script");
+                let (snapshot, _, _) = host.snapshot.clone().ok_or("it has no snapshot")?;
+                // The log goes from its beginning on: what was replaced later stays, above what it hung on.
+                host.synced.retain(|record| match record {
+                    Record::Block(block) => block.height() > snapshot.block.height,
+                    Record::Promise(_) => true,
+                });
+                self.step(at, Input::Forget(snapshot.block.height));
+            }
+            "install" => {
+                let at = slot(args.next_pos().ok_or("where?")?)?;
+                let fails = args.next_pos().is_some_and(|word| word == "fails");
+                let host = self.hosts.get_mut(&at).expect("a replica of this script");
+                let wanted = host.wanted.take().ok_or("it wants no snapshot")?;
+                if fails {
+                    self.step(at, Input::InstallFailed);
+                } else {
+                    let mut held = self.hosts.values().filter_map(|host| host.snapshot.clone());
+                    let holder = held.find(|(held, _, _)| *held == wanted);
+                    let (snapshot, log_time, configuration) = holder.ok_or("nobody holds it")?;
+                    let host = self.hosts.get_mut(&at).expect("a replica of this script");
+                    host.snapshot = Some((snapshot, log_time, configuration.clone()));
+                    host.applied = snapshot.block.height;
+                    self.step(at, Input::Installed { snapshot, log_time, configuration });
+                    self.step(at, Input::Applied { height: snapshot.block.height, digest: Digest::ZERO });
+                }
+            }
             "say" => {
                 let from = slot(args.next_pos().ok_or("who?")?)?;
                 let to = slot(args.take_key("to").ok_or("to whom?")?)?;
@@ -321,6 +410,10 @@ impl Runner for World {
                     let view = view(arg)?;
                     let committed = BlockRef::GENESIS;
                     Message::Heartbeat { view, round: 1, head, committed, acknowledged: head.height }
+                } else if let Some(arg) = args.take_key("pre-check") {
+                    Message::PreCheck { view: view(arg)? }
+                } else if let Some(arg) = args.take_key("hand-over") {
+                    Message::HandOver { view: now_view, next: view(arg)? }
                 } else {
                     return Err("say what?".into());
                 };

@@ -45,10 +45,9 @@ impl World {
         let host = |slot| Host {
             core: Replica::start(
                 genesis.service,
-                genesis.configuration(),
                 slot,
                 Options::default(),
-                Recovered::default(),
+                Recovered::new(genesis.configuration()),
                 Moment::default(),
             ),
             queued: None,

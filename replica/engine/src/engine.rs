@@ -3,18 +3,20 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use lockstep_consensus::{Effects, Envelope, Input, Message, Moment, Options, RecordSeq, Replica, RoleName, Serve};
+use lockstep_consensus::{Effects, Envelope, Input, Message, Moment, Options, RecordSeq, Reject, Replica, Serve};
 use lockstep_machine::{Executor, MachineError};
-use lockstep_types::block::HEADER_BYTES;
+use lockstep_types::block::HEADER_BYTES_MAX;
 use lockstep_types::limits::BLOCK_BYTES_MAX;
-use lockstep_types::{BlockRef, Digest, Epoch, Height, LogTime, ReplicaId, Slot, View, block};
-use lockstep_wal::{BatchSeq, Disk, Prepared, RECORD_OVERHEAD, Writer};
+use lockstep_types::{BlockRef, Change, Digest, Epoch, Height, LogTime, ReplicaId, Slot, SnapshotRef, block};
+use lockstep_wal::{BatchSeq, Cut, Disk, Prepared, RECORD_OVERHEAD, Writer};
 use thiserror::Error;
 
 use crate::identity::Identity;
 use crate::log::{Log, LogError, ReadError};
 use crate::message::PeerMessage;
 use crate::requests::{Answer, Operation, Requests, Token};
+use crate::snapshots::job::{Job, JobDone, SnapshotError};
+use crate::snapshots::{SnapshotOptions, Snapshots};
 
 /// Bytes of blocks in one answer to a peer that lags; one block may exceed it.
 const SERVE_BYTES: usize = 1 << 20;
@@ -31,6 +33,8 @@ pub struct EngineOptions {
     pub rules: Options,
     /// Sizes of the log's files. A batch must hold the largest block.
     pub wal: lockstep_wal::Options,
+    /// How snapshots are served and announced.
+    pub snapshots: SnapshotOptions,
     /// Bytes that the commands of one block take at most, with their lengths: [`BLOCK_BYTES_MAX`]. Less, the same in all
     /// replicas, only where no command comes near it: in simulations, whose segments are small.
     pub block_bytes: usize,
@@ -38,14 +42,19 @@ pub struct EngineOptions {
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        EngineOptions { rules: Options::default(), wal: lockstep_wal::Options::default(), block_bytes: BLOCK_BYTES_MAX }
+        EngineOptions {
+            rules: Options::default(),
+            wal: lockstep_wal::Options::default(),
+            block_bytes: BLOCK_BYTES_MAX,
+            snapshots: SnapshotOptions::default(),
+        }
     }
 }
 
 impl EngineOptions {
     /// Whether any block can be written.
     fn check(&self) -> Result<(), StartError> {
-        let block = (HEADER_BYTES + self.block_bytes) as u64 + RECORD_OVERHEAD;
+        let block = (HEADER_BYTES_MAX + self.block_bytes) as u64 + RECORD_OVERHEAD;
         let batch = self.wal.max_batch_bytes();
         if block > batch {
             let least = lockstep_wal::Options::least_segment_bytes(block);
@@ -58,9 +67,9 @@ impl EngineOptions {
 /// Why a replica cannot start.
 #[derive(Debug, Error)]
 pub enum StartError {
-    /// It has no genesis, or does not vote in it.
-    #[error("replica {replica} is no voter of its genesis")]
-    NoVoter {
+    /// It belongs to no service yet.
+    #[error("replica {replica} is no member of a service yet")]
+    NoMember {
         /// The replica.
         replica: ReplicaId,
     },
@@ -88,6 +97,9 @@ pub enum StartError {
     /// Its state machine refuses.
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// Its snapshots cannot be looked for.
+    #[error(transparent)]
+    Snapshots(#[from] SnapshotError),
 }
 
 /// What happened.
@@ -116,6 +128,8 @@ pub enum Event {
     },
     /// This batch is on the disk.
     Written(BatchSeq),
+    /// A job of an [`Output`] is done.
+    Job(JobDone),
     /// Make another voter lead; none: whoever is caught up best.
     HandOver(Option<Slot>),
 }
@@ -127,10 +141,16 @@ pub struct Output {
     pub send: Vec<Outgoing>,
     /// A batch for the log's writer. There is never more than one under way.
     pub write: Option<Prepared>,
+    /// Segments of the log to let go, once all batches so far are committed.
+    pub cut: Option<Cut>,
     /// Client commands in that batch, for metrics.
     pub write_commands: usize,
+    /// Work for another thread, one after the other.
+    pub jobs: Vec<Job>,
     /// Answers for clients.
     pub replies: Vec<(Token, Answer)>,
+    /// The snapshot of a peer that took the place of the state, for those who check. Before what was applied.
+    pub installed: Option<SnapshotRef>,
     /// What was executed, for those who check: block and commands that ran, in order.
     pub applied: Vec<AppliedBlock>,
     /// When to come back at the latest.
@@ -165,7 +185,8 @@ pub struct AppliedBlock {
 pub struct Engine<D: Disk> {
     pub(crate) core: Replica,
     pub(crate) executor: Executor,
-    log: Log<D>,
+    pub(crate) snapshots: Snapshots,
+    pub(crate) log: Log<D>,
     writer: Option<Writer<D>>,
     /// Promises that wait for their record.
     promised: VecDeque<(RecordSeq, Envelope)>,
@@ -175,8 +196,8 @@ pub struct Engine<D: Disk> {
     pub(crate) requests: Requests,
     pub(crate) boot: u64,
     pub(crate) out: Output,
-    election: u64,
-    window: u64,
+    pub(crate) election: u64,
+    pub(crate) window: u64,
     pub(crate) block_bytes: usize,
 }
 
@@ -188,18 +209,28 @@ impl<D: Disk> Engine<D> {
     /// that refuses.
     pub fn start(disk: Arc<D>, identity: &Identity, options: EngineOptions, now: Moment) -> Result<Self, StartError> {
         options.check()?;
-        let no_voter = StartError::NoVoter { replica: identity.replica };
-        let Some(genesis) = &identity.genesis else { return Err(no_voter) };
-        let config = genesis.configuration();
-        let Some(me) = config.slot_of(identity.replica) else { return Err(no_voter) };
-        let executor = Executor::new(genesis)?;
-        let (log, recovered) = Log::open(Arc::clone(&disk), genesis, identity.replica, options.wal)?;
+        let no_member = StartError::NoMember { replica: identity.replica };
+        let Some(genesis) = &identity.genesis else { return Err(no_member) };
+        let Some(me) = identity.slot else { return Err(no_member) };
+        let (mut snapshots, restored) = Snapshots::open(&*disk, genesis, options.snapshots)?;
+        let executor = match restored {
+            Some(executor) => executor,
+            None => Executor::new(genesis)?,
+        };
+        let (beginnings, newest) = (snapshots.beginnings(), snapshots.newest());
+        let (log, recovered) =
+            Log::open(Arc::clone(&disk), genesis, identity.replica, options.wal, beginnings, newest)?;
+        let offer = snapshots.log_begins_above(recovered.chain().base());
         identity.note_log(&*disk)?;
         let (election, window, block_bytes) = (options.rules.election, options.rules.window, options.block_bytes);
-        let core = Replica::start(genesis.service, config, me, options.rules, recovered, now);
-        Ok(Engine {
+        let mut core = Replica::start(genesis.service, me, options.rules, recovered, now);
+        let applied = Input::Applied { height: executor.applied(), digest: executor.digest() };
+        let mut effects = vec![core.step(now, applied)];
+        effects.extend(offer.map(|snapshot| core.step(now, Input::Offer(snapshot))));
+        let mut engine = Engine {
             core,
             executor,
+            snapshots,
             writer: Some(log.writer()),
             log,
             promised: VecDeque::new(),
@@ -210,7 +241,9 @@ impl<D: Disk> Engine<D> {
             election,
             window,
             block_bytes,
-        })
+        };
+        effects.into_iter().for_each(|effects| engine.absorb(effects));
+        Ok(engine)
     }
 
     /// The log's writer, for the thread that commits batches. Taken once.
@@ -233,6 +266,7 @@ impl<D: Disk> Engine<D> {
                 self.absorb(effects);
                 self.release(seq);
             }
+            Event::Job(done) => self.on_job_done(now, done),
             Event::HandOver(target) => {
                 let effects = self.core.step(now, Input::HandOver { target });
                 self.absorb(effects);
@@ -253,9 +287,12 @@ impl<D: Disk> Engine<D> {
         let to_apply = self.apply_committed(now)?;
         let to_read = self.answer_reads();
         self.serve_blocks()?;
+        self.drive_snapshots(now);
         self.out.write = self.log.next_batch();
+        self.out.cut = self.log.next_cut();
         self.out.write_commands = self.log.syncing_commands();
-        self.out.wake_at = if to_apply || to_read { now } else { self.core.deadline().min(self.requests.deadline()) };
+        let due = self.core.deadline().min(self.requests.deadline()).min(self.snapshots.deadline());
+        self.out.wake_at = if to_apply || to_read { now } else { due };
         Ok(std::mem::take(&mut self.out))
     }
 
@@ -265,13 +302,32 @@ impl<D: Disk> Engine<D> {
                 let effects = self.core.step(now, Input::Receive { from, epoch, message });
                 self.absorb(effects);
             }
-            // The rules check the sender of their messages; these must come from a voter too.
-            _ if self.core.config().voter(from).is_none() || from == self.core.me() => {}
+            // The rules check the sender of their messages; these must come from a member too.
+            _ if !self.core.hears(from, epoch) => {}
             PeerMessage::Forward { id, command } => self.on_forward(from, id, command),
             PeerMessage::ForwardReply { id, result } => self.on_forward_reply(from, id, result),
             PeerMessage::ReadIndex { id } => self.on_read_index(now, from, id),
             PeerMessage::ReadIndexReply { id, height } => self.on_read_index_reply(now, from, id, height),
+            PeerMessage::Snapshots { kept, asks } => self.on_snapshots_named(from, kept, asks),
+            PeerMessage::FetchChunk { digest } => self.on_chunk_asked(from, digest),
+            PeerMessage::Chunk { digest, bytes } => self.on_chunk(from, digest, bytes),
         }
+    }
+
+    /// Proposes a change of membership. Gives the height of its block; it is done once [`Status::membership`] says that it is
+    /// committed and settled.
+    ///
+    /// # Errors
+    /// This replica does not lead, or the change cannot be made, or not now.
+    pub fn change(&mut self, now: Moment, change: Change) -> Result<Height, Reject> {
+        let effects = self.core.step(now, Input::Change(change));
+        let answer = match (&effects.rejected, &effects.proposed) {
+            (Some(reject), _) => Err(*reject),
+            (None, Some(block)) => Ok(block.height),
+            (None, None) => unreachable!("a change is proposed or refused"),
+        };
+        self.absorb(effects);
+        answer
     }
 
     /// Carries effects out, in the order of their fields.
@@ -290,6 +346,9 @@ impl<D: Disk> Engine<D> {
             }
         }
         self.serve.extend(effects.serve);
+        if let Some((from, snapshot)) = effects.install {
+            self.fetch_snapshot(from, snapshot);
+        }
         for (id, outcome) in effects.reads {
             self.on_read_decided(id, outcome);
         }
@@ -339,6 +398,9 @@ impl<D: Disk> Engine<D> {
                 answered_from_table: applied.answered_from_table,
             });
             self.answer_block(height, own.hash, applied.outcomes);
+            if applied.snapshot_point {
+                self.take_snapshot(block.header(), own);
+            }
         }
         let height = self.executor.applied();
         self.log.forget_bodies(height);
@@ -353,10 +415,14 @@ impl<D: Disk> Engine<D> {
             let mut blocks = Vec::new();
             let mut size = 0;
             let mut height = after.next();
-            // The chain may have been replaced since the rules answered; the asker checks each hash.
+            if after < self.core.chain().base().height {
+                // Forgotten since the rules answered.
+                continue;
+            }
+            // The chain may have been replaced, too; the asker checks each hash.
             while height <= upto.min(self.core.head().height) && size < SERVE_BYTES && blocks.len() < SERVE_BLOCKS {
                 let block = self.log.block(height)?;
-                size += block::HEADER_BYTES + block.body().len();
+                size += block::HEADER_BYTES_MAX + block.body().len();
                 blocks.push(block);
                 height = height.next();
             }
@@ -372,60 +438,6 @@ impl<D: Disk> Engine<D> {
             Some(_) | None => self.core.leader(),
         }
     }
-
-    /// What this replica is and knows.
-    pub fn status(&self, now: Moment) -> Status {
-        let leader_heard = self.core.leader_heard();
-        Status {
-            slot: self.core.me(),
-            role: self.core.role(),
-            view: self.core.view(),
-            epoch: self.core.config().epoch(),
-            leader: self.leader(now),
-            head: self.core.head().height,
-            committed: self.core.committed().height,
-            applied: self.executor.applied(),
-            digest: self.executor.digest(),
-            leader_head: leader_heard.map(|(_, head)| head.height),
-            leader_silent_us: leader_heard.map(|(heard, _)| now.since(heard)),
-            voters: self
-                .core
-                .config()
-                .voters()
-                .iter()
-                .map(|(slot, replica)| {
-                    let progress = self.core.acknowledged(*slot, now);
-                    VoterStatus {
-                        slot: *slot,
-                        replica: *replica,
-                        acknowledged: progress.map(|(height, _)| height),
-                        connected: progress.is_some_and(|(_, connected)| connected),
-                    }
-                })
-                .collect(),
-            not_ready: self.not_ready(now),
-            requests: self.requests.open(),
-            queued_bytes: self.log.queued_bytes(),
-            machine: self.executor.stats(),
-        }
-    }
-
-    /// Why this replica should get no requests; none if it should: a voter, caught up within a window, that leads or has
-    /// heard its leader recently (DESIGN §8).
-    fn not_ready(&self, now: Moment) -> Option<String> {
-        let applied = self.executor.applied();
-        if self.core.role() == RoleName::Leader {
-            let proved = self.core.committed().view == self.core.view();
-            return (!proved)
-                .then(|| format!("leads view {}, whose first block is not committed yet", self.core.view()));
-        }
-        if self.leader(now).is_none() {
-            return Some("has heard no leader recently".to_owned());
-        }
-        let head = self.core.leader_heard().map_or(Height::ZERO, |(_, head)| head.height);
-        let lag = head.above(applied);
-        (lag > 2 * self.window).then(|| format!("lags {lag} blocks behind the leader"))
-    }
 }
 
 /// Whether `later` says all that `earlier` says.
@@ -434,54 +446,4 @@ fn supersedes(later: &Envelope, earlier: &Envelope) -> bool {
         (Message::Ack { view: new, .. }, Message::Ack { view: old, .. }) => later.to == earlier.to && new == old,
         _ => false,
     }
-}
-
-/// What a replica is and knows, at one moment.
-#[derive(Clone, Debug)]
-pub struct Status {
-    /// Its slot.
-    pub slot: Slot,
-    /// Its role in the current view.
-    pub role: RoleName,
-    /// The current view.
-    pub view: View,
-    /// The configuration in force.
-    pub epoch: Epoch,
-    /// The leader, if it was heard recently.
-    pub leader: Option<Slot>,
-    /// applied ≤ committed ≤ head.
-    pub head: Height,
-    /// What is known to be committed.
-    pub committed: Height,
-    /// What is applied.
-    pub applied: Height,
-    /// The rolling execution digest at `applied`.
-    pub digest: Digest,
-    /// The leader's head as last heard; none on the leader.
-    pub leader_head: Option<Height>,
-    /// Microseconds since the leader was heard; none on the leader.
-    pub leader_silent_us: Option<u64>,
-    /// All voters.
-    pub voters: Vec<VoterStatus>,
-    /// Why it should get no requests.
-    pub not_ready: Option<String>,
-    /// Client requests that are held.
-    pub requests: usize,
-    /// Bytes of blocks that wait for the disk.
-    pub queued_bytes: usize,
-    /// The state machine and its sessions.
-    pub machine: lockstep_machine::Stats,
-}
-
-/// A voter as this replica knows it.
-#[derive(Clone, Copy, Debug)]
-pub struct VoterStatus {
-    /// Its slot.
-    pub slot: Slot,
-    /// Its identity.
-    pub replica: ReplicaId,
-    /// On the leader: what it acknowledged.
-    pub acknowledged: Option<Height>,
-    /// On the leader: it answered recently.
-    pub connected: bool,
 }

@@ -8,9 +8,11 @@ use bytes::Bytes;
 use lockstep_types::codec::{Reader, Writer};
 use lockstep_types::config::GenesisError;
 use lockstep_types::limits::FORMAT_VERSION;
-use lockstep_types::{DecodeError, Digest, Genesis, ReplicaId, ServiceId};
+use lockstep_types::{DecodeError, Digest, Genesis, ReplicaId, ServiceId, Slot};
 use lockstep_wal::Disk;
 use thiserror::Error;
+
+use crate::snapshots::manifest::is_snapshot_file;
 
 /// Name of the file.
 pub const FILE: &str = "identity";
@@ -24,6 +26,8 @@ pub struct Identity {
     pub boot: u64,
     /// The service that this replica was born into, once it is known. Never another.
     pub genesis: Option<Genesis>,
+    /// Its slot in that service: by the genesis, or given to it when it joined. Known together with the genesis.
+    pub slot: Option<Slot>,
     /// A log was begun in this directory, and must be there.
     pub logged: bool,
 }
@@ -91,12 +95,24 @@ pub enum IdentityError {
         service: ServiceId,
     },
     /// A genesis that does not name this replica.
-    #[error("the genesis of service {service} does not name replica {replica}; its members are fixed")]
+    #[error(
+        "the genesis of service {service} does not name replica {replica}; a replica that comes later joins as a standby"
+    )]
     NotNamed {
         /// The service.
         service: ServiceId,
         /// This replica.
         replica: ReplicaId,
+    },
+    /// Another slot than the one that it was given first.
+    #[error("replica {replica} is {ours} of its service; it refuses to become {theirs}")]
+    OtherSlot {
+        /// The replica.
+        replica: ReplicaId,
+        /// Its slot.
+        ours: Slot,
+        /// The slot offered.
+        theirs: Slot,
     },
     /// A genesis that no service can start from.
     #[error(transparent)]
@@ -112,10 +128,10 @@ impl Identity {
         let files = disk.list().map_err(|source| IdentityError::Disk { action: "look for", source })?;
         let mut identity = if files.iter().any(|file| file == FILE) {
             Self::load(disk)?
-        } else if let Some(file) = files.iter().find(|file| lockstep_wal::is_segment(file)) {
+        } else if let Some(file) = files.iter().find(|file| lockstep_wal::is_segment(file) || is_snapshot_file(file)) {
             return Err(IdentityError::Lost { file: file.clone() });
         } else {
-            Identity { replica: ReplicaId::from_bytes(random), boot: 0, genesis: None, logged: false }
+            Identity { replica: ReplicaId::from_bytes(random), boot: 0, genesis: None, slot: None, logged: false }
         };
         if identity.logged && !files.iter().any(|file| lockstep_wal::is_segment(file)) {
             return Err(IdentityError::LogLost { replica: identity.replica });
@@ -125,27 +141,50 @@ impl Identity {
         Ok(identity)
     }
 
-    /// Takes the genesis on, once and for all. Returns whether it is new; the same one again changes nothing.
+    /// Takes the genesis on as one of its voters, once and for all. Returns whether it is new; the same one again changes
+    /// nothing.
     ///
     /// # Errors
     /// Another genesis than the one it has, one that does not name this replica, one that is not valid, a disk that fails.
     pub fn adopt(&mut self, genesis: Genesis, disk: &impl Disk) -> Result<bool, IdentityError> {
-        match &self.genesis {
-            Some(ours) if *ours == genesis => return Ok(false),
-            Some(ours) if ours.service == genesis.service => {
-                return Err(IdentityError::Differs { service: genesis.service });
-            }
-            Some(ours) => return Err(IdentityError::OtherGenesis { ours: ours.service, theirs: genesis.service }),
+        match genesis.configuration().slot_of(self.replica) {
+            Some(slot) => self.become_member(genesis, slot, disk),
+            None if self.genesis.is_some() => self.check_genesis(&genesis).map(|()| false),
+            None => Err(IdentityError::NotNamed { service: genesis.service, replica: self.replica }),
+        }
+    }
+
+    /// Joins a service that was born without it, in the slot that a committed `Change::AddStandby` gave to it. Returns whether
+    /// that is new; the same again changes nothing.
+    ///
+    /// # Errors
+    /// Another genesis or slot than it has, a genesis that is not valid, a disk that fails.
+    pub fn join(&mut self, genesis: Genesis, slot: Slot, disk: &impl Disk) -> Result<bool, IdentityError> {
+        self.become_member(genesis, slot, disk)
+    }
+
+    fn become_member(&mut self, genesis: Genesis, slot: Slot, disk: &impl Disk) -> Result<bool, IdentityError> {
+        self.check_genesis(&genesis)?;
+        match self.slot {
+            Some(ours) if ours == slot => return Ok(false),
+            Some(ours) => return Err(IdentityError::OtherSlot { replica: self.replica, ours, theirs: slot }),
             None => {}
         }
         genesis.validate()?;
-        if !genesis.voters.contains(&self.replica) {
-            return Err(IdentityError::NotNamed { service: genesis.service, replica: self.replica });
-        }
-        let born = Identity { genesis: Some(genesis), ..self.clone() };
+        let born = Identity { genesis: Some(genesis), slot: Some(slot), ..self.clone() };
         born.store(disk)?;
         *self = born;
         Ok(true)
+    }
+
+    /// Whether a genesis is the one that this replica has, if it has one.
+    fn check_genesis(&self, genesis: &Genesis) -> Result<(), IdentityError> {
+        match &self.genesis {
+            Some(ours) if ours == genesis => Ok(()),
+            Some(ours) if ours.service == genesis.service => Err(IdentityError::Differs { service: genesis.service }),
+            Some(ours) => Err(IdentityError::OtherGenesis { ours: ours.service, theirs: genesis.service }),
+            None => Ok(()),
+        }
     }
 
     /// Notes that the log was begun.
@@ -161,7 +200,7 @@ impl Identity {
         out.u16(FORMAT_VERSION).raw(self.replica.as_bytes()).u64(self.boot);
         match &self.genesis {
             None => out.u8(0),
-            Some(genesis) => out.u8(1).bytes(&genesis.encode()),
+            Some(genesis) => out.u8(1).bytes(&genesis.encode()).u32(self.slot.map_or(0, Slot::get)),
         };
         out.u8(self.logged.into());
         let mut bytes = out.finish();
@@ -197,13 +236,13 @@ impl Identity {
         }
         let replica = reader.replica("replica id")?;
         let boot = reader.u64("boot counter")?;
-        let genesis = match reader.u8("genesis flag")? {
-            0 => None,
-            1 => Some(Genesis::decode(reader.bytes("genesis")?)?),
+        let (genesis, slot) = match reader.u8("genesis flag")? {
+            0 => (None, None),
+            1 => (Some(Genesis::decode(reader.bytes("genesis")?)?), Some(Slot::new(reader.u32("slot")?))),
             tag => return Err(DecodeError::UnknownTag { what: "genesis flag", tag }),
         };
         let logged = reader.u8("log flag")? != 0;
         reader.finish("identity")?;
-        Ok(Identity { replica, boot, genesis, logged })
+        Ok(Identity { replica, boot, genesis, slot, logged })
     }
 }

@@ -6,8 +6,9 @@
 //!
 //! 1. hands in what happened, with the time: [`Engine::handle`] with an [`Event`];
 //! 2. asks what to do: [`Engine::poll`] gives an [`Output`];
-//! 3. commits the batch in it with the log's `Writer`, in the order given, and says so with [`Event::Written`];
-//! 4. comes back at [`Output::wake_at`] at the latest.
+//! 3. commits the batch in it with the log's `Writer`, and says so with [`Event::Written`]; then makes the cut, if there is one;
+//! 4. runs [`Output::jobs`] beside that, one after the other, and brings back [`Event::Job`];
+//! 5. comes back at [`Output::wake_at`] at the latest.
 //!
 //! | module | what it does |
 //! |---|---|
@@ -15,6 +16,8 @@
 //! | [`engine`] | the loop above: batches, the order of effects, apply |
 //! | [`log`] | blocks and promises as records; bodies from memory or from the disk |
 //! | [`requests`] | client requests from arrival to answer: proposed here, or forwarded to the leader |
+//! | [`snapshots`] | taking, agreeing on, serving and fetching snapshots; cutting the log below them |
+//! | [`status`] | what a replica says of itself |
 //! | [`message`] | what replicas say to each other beyond the rules: forwarded requests, reads |
 //!
 //! Group commit needs no timer: while one batch is being synced, records and commands gather, and the next batch takes all
@@ -25,8 +28,13 @@ pub mod identity;
 pub mod log;
 pub mod message;
 pub mod requests;
+pub mod snapshots;
+pub mod status;
 
-pub use engine::{Engine, EngineOptions, Event, Output, StartError, Status, VoterStatus};
+pub use engine::{Engine, EngineOptions, Event, Output, StartError};
 pub use identity::{Identity, IdentityError};
 pub use message::{ForwardResult, PeerMessage};
 pub use requests::{Answer, Operation, Refusal, Token};
+pub use snapshots::job::{Job, JobDone, SnapshotError};
+pub use snapshots::{SnapshotCounters, SnapshotOptions, SnapshotStatus};
+pub use status::{MemberStatus, MembershipStatus, Status};

@@ -1,13 +1,13 @@
 //! Blocks and promises as records of the write-ahead log, in one queue; bodies from memory or from the disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use lockstep_consensus::{Promise, Record, RecordSeq, Recovered};
 use lockstep_types::codec::{Reader as Bits, Writer as Bytewise};
 use lockstep_types::{Block, BlockRef, DecodeError, Digest, Genesis, Height, ReplicaId, View};
-use lockstep_wal::{BatchSeq, Disk, Location, Options, Prepared, Reader, RecoveredRecord, Wal, WalId};
+use lockstep_wal::{BatchSeq, Cut, Disk, Location, Options, Prepared, Reader, RecoveredRecord, Wal, WalId};
 use thiserror::Error;
 
 /// Kinds of records.
@@ -24,9 +24,9 @@ pub enum LogError {
     /// The write-ahead log refuses.
     #[error(transparent)]
     Wal(#[from] lockstep_wal::OpenError),
-    /// The log does not begin with its first segment, and nothing else holds what was before.
+    /// The log does not begin with its first segment, and no snapshot holds what was before.
     #[error(
-        "log begins with {file}, and the segments before it are missing; the replica stops and keeps its data: \
+        "log begins with {file}, the segments before it are missing, and no snapshot stands for them; the replica stops and keeps its data: \
          put them back, or give this replica an empty directory so that it joins as a new one"
     )]
     Beginning {
@@ -49,9 +49,12 @@ pub enum LogError {
 /// The log of one replica.
 pub struct Log<D: Disk> {
     wal: Wal<D>,
+    segment_bytes: u64,
     reader: Reader<D>,
-    /// Where the block of height h lies: at index h − 1. Blocks still queued have none yet.
-    locations: Vec<Option<Location>>,
+    /// Blocks up to this height are gone, or about to go: a snapshot holds their state.
+    base: Height,
+    /// Where the block of height base + 1 + i lies: at index i. Blocks still queued have none yet.
+    locations: VecDeque<Option<Location>>,
     /// Blocks that are queued, being synced, or not applied yet, with their records.
     bodies: BTreeMap<Height, (RecordSeq, Block)>,
     /// Records that wait for the batch under way.
@@ -62,6 +65,8 @@ pub struct Log<D: Disk> {
     /// Client commands in that batch.
     syncing_commands: usize,
     durable: RecordSeq,
+    /// Segments to let go.
+    cut: Option<Cut>,
     /// The newest promises queued, and the head: what the second copy in each batch repeats (PROTOCOL §8).
     note: Note,
 }
@@ -75,32 +80,32 @@ struct Note {
 }
 
 impl<D: Disk> Log<D> {
-    /// Opens the log and reads it from the start.
+    /// Opens the log and reads it from the start. `beginnings` are what it may go on from, lowest first: the genesis, and
+    /// each snapshot; the lowest from which the log leads to its end without a gap, and over `committed`, the block of the
+    /// newest snapshot, is taken: what can be read can be served.
     ///
     /// # Errors
-    /// A log that is faulty, belongs to another replica or service, or was written by a later release.
+    /// A log that is faulty, belongs to another replica or service, was written by a later release, or leaves a gap.
     pub fn open(
         disk: Arc<D>,
         genesis: &Genesis,
         replica: ReplicaId,
         options: Options,
+        beginnings: Vec<Recovered>,
+        committed: BlockRef,
     ) -> Result<(Self, Recovered), LogError> {
         let id = WalId { service: *genesis.service.as_bytes(), replica: *replica.as_bytes() };
-        let mut recovered = Recovered::default();
-        let mut locations = Vec::new();
+        let mut candidates: Vec<Candidate> = beginnings.into_iter().map(Candidate::new).collect();
         let mut count = 0;
         let mut wrong = None;
         let (wal, recovery) = Wal::open(disk, id, options, &mut |record: RecoveredRecord| {
             count += 1;
             if wrong.is_none()
-                && let Err(why) = take_record(&record, genesis, &mut recovered, &mut locations)
+                && let Err(why) = take_record(&record, genesis, &mut candidates)
             {
                 wrong = Some(LogError::Record { record: count, why });
             }
         })?;
-        if recovery.first_segment > 1 {
-            return Err(LogError::Beginning { file: lockstep_wal::segment_file(recovery.first_segment) });
-        }
         if let Some(error) = wrong {
             return Err(error);
         }
@@ -110,18 +115,37 @@ impl<D: Disk> Log<D> {
                 Note::decode(bytes).map_err(|error| LogError::Record { record: count, why: error.to_string() })?
             }
         };
+        let begins_late = recovery.first_segment > 1;
+        let mut gap = None;
+        let fitting = candidates.into_iter().find_map(|mut candidate| {
+            let base = candidate.recovered.chain().base();
+            if base == BlockRef::GENESIS && begins_late {
+                return None;
+            }
+            match candidate.leads_to(note.head) {
+                Some(head) => gap = Some((base, head)),
+                None if candidate.recovered.committed(committed) => return Some(candidate),
+                None => {}
+            }
+            None
+        });
+        let Some(Candidate { mut recovered, locations }) = fitting else {
+            return Err(match gap {
+                Some((base, head)) => {
+                    let why = format!("block {head} was written, and does not chain from {base}: blocks are missing");
+                    LogError::Record { record: count, why }
+                }
+                None => LogError::Beginning { file: lockstep_wal::segment_file(recovery.first_segment) },
+            });
+        };
         for promise in note.timeout.map(Promise::Timeout).into_iter().chain(note.lead.map(Promise::Lead)) {
             recovered.promise(promise);
-        }
-        if let Some(head) = note.head
-            && !recovered.chain().holds(head)
-        {
-            let why = format!("the second copy names block {head} as written, and the log does not hold it");
-            return Err(LogError::Record { record: count, why });
         }
         let log = Log {
             reader: wal.reader(),
             wal,
+            segment_bytes: options.segment_bytes,
+            base: recovered.chain().base().height,
             locations,
             bodies: BTreeMap::new(),
             queue: Vec::new(),
@@ -129,6 +153,7 @@ impl<D: Disk> Log<D> {
             syncing: None,
             syncing_commands: 0,
             durable: RecordSeq::ZERO,
+            cut: None,
             note,
         };
         Ok((log, recovered))
@@ -143,10 +168,10 @@ impl<D: Disk> Log<D> {
     pub fn push(&mut self, seq: RecordSeq, record: Record) {
         match &record {
             Record::Block(block) => {
-                let index = usize::try_from(block.height().get() - 1).expect("a log fits in memory");
+                let index = self.index(block.height());
                 assert!(index <= self.locations.len(), "block {block} leaves a gap above {}", self.locations.len());
                 self.locations.truncate(index);
-                self.locations.push(None);
+                self.locations.push_back(None);
                 self.bodies.split_off(&block.height());
                 self.bodies.insert(block.height(), (seq, block.clone()));
                 self.queued_bytes += block.body().len();
@@ -197,7 +222,8 @@ impl<D: Disk> Log<D> {
             // A block replaced while it waited is written all the same; its place belongs to another by now.
             let Some(block) = block else { continue };
             if self.bodies.get(&block.height).is_some_and(|(_, body)| body.hash() == block.hash) {
-                self.locations[block.height.get() as usize - 1] = Some(location);
+                let index = self.index(block.height);
+                self.locations[index] = Some(location);
             }
         }
         self.syncing = Some((prepared.seq(), last));
@@ -235,10 +261,58 @@ impl<D: Disk> Log<D> {
         if let Some((_, block)) = self.bodies.get(&height) {
             return Ok(block.clone());
         }
-        let location = self.locations.get(height.get() as usize - 1).copied().flatten();
+        let location = self.locations.get(self.index(height)).copied().flatten();
         let location = location.expect("a block without a body in memory has a place on the disk");
         let bytes = self.reader.read(location)?;
         Block::decode(bytes).map_err(|source| ReadError::Block { height, source })
+    }
+
+    /// Where the place of a height above the base stands.
+    fn index(&self, height: Height) -> usize {
+        assert!(height > self.base, "block {height} is below the log, which begins above {}", self.base);
+        usize::try_from(height.above(self.base) - 1).expect("a log fits in memory")
+    }
+
+    /// Lets go of all blocks up to `height`, which is applied and durable, and whose state a durable snapshot holds.
+    pub fn forget_below(&mut self, height: Height) {
+        let gone = usize::try_from(height.above(self.base)).expect("a log fits in memory").min(self.locations.len());
+        self.locations.drain(..gone);
+        self.base = self.base.max(height);
+        self.bodies = self.bodies.split_off(&height.next());
+        self.cut_below_first();
+    }
+
+    /// A snapshot of `height` took the place of the whole log; the next block is the one above.
+    pub fn start_above(&mut self, height: Height) {
+        self.locations.clear();
+        self.bodies.clear();
+        self.base = height;
+        self.cut_below_first();
+    }
+
+    /// The segments below the first block that counts are needed no more: promises are repeated in each batch.
+    fn cut_below_first(&mut self) {
+        let first = match self.locations.front() {
+            Some(Some(location)) => location.segment(),
+            // It is still to be written.
+            Some(None) | None => u64::MAX,
+        };
+        self.cut = self.wal.cut_below(first).or(self.cut.take());
+    }
+
+    /// The segments to let go, once no batch is being synced that was prepared before.
+    pub fn next_cut(&mut self) -> Option<Cut> {
+        self.cut.take()
+    }
+
+    /// Bytes of the segments from the first block that counts to the last.
+    pub fn bytes(&self) -> u64 {
+        let first = self.locations.front().copied().flatten();
+        let last = self.locations.iter().rev().find_map(|location| *location);
+        match (first, last) {
+            (Some(first), Some(last)) => (last.segment() - first.segment() + 1) * self.segment_bytes,
+            (Some(_) | None, _) => 0,
+        }
     }
 
     /// Forgets bodies of blocks that are both applied and on the disk.
@@ -295,12 +369,32 @@ fn encode(record: Record) -> lockstep_wal::Record {
     }
 }
 
-fn take_record(
-    record: &RecoveredRecord,
-    genesis: &Genesis,
-    recovered: &mut Recovered,
-    locations: &mut Vec<Option<Location>>,
-) -> Result<(), String> {
+/// What the log comes to if it goes on from one beginning.
+struct Candidate {
+    recovered: Recovered,
+    locations: VecDeque<Option<Location>>,
+}
+
+impl Candidate {
+    fn new(beginning: Recovered) -> Self {
+        Candidate { recovered: beginning, locations: VecDeque::new() }
+    }
+
+    fn take_block(&mut self, block: &Block, location: Location) {
+        if self.recovered.block(block.header(), block.hash()) {
+            let below = block.height().above(self.recovered.chain().base().height) - 1;
+            self.locations.truncate(usize::try_from(below).expect("a log fits in memory"));
+            self.locations.push_back(Some(location));
+        }
+    }
+
+    /// The block that it does not lead to, of the last one in the log and the one that the second copy names.
+    fn leads_to(&self, head: Option<BlockRef>) -> Option<BlockRef> {
+        self.recovered.missing().or(head.filter(|head| !self.recovered.accounts_for(*head)))
+    }
+}
+
+fn take_record(record: &RecoveredRecord, genesis: &Genesis, candidates: &mut [Candidate]) -> Result<(), String> {
     let view = || {
         let mut bits = Bits::new(record.payload.clone());
         let view = bits.view("promise").map_err(|error| error.to_string())?;
@@ -313,14 +407,13 @@ fn take_record(
             if block.header().service != genesis.service {
                 return Err(format!("block {block} belongs to service {}", block.header().service));
             }
-            if !recovered.block(block.header(), block.hash()) {
-                return Err(format!("block {block} does not chain from the one below"));
-            }
-            locations.truncate(block.height().get() as usize - 1);
-            locations.push(Some(record.location));
+            candidates.iter_mut().for_each(|candidate| candidate.take_block(&block, record.location));
         }
-        TIMEOUT => recovered.promise(Promise::Timeout(view()?)),
-        LEAD => recovered.promise(Promise::Lead(view()?)),
+        kind @ (TIMEOUT | LEAD) => {
+            let view = view()?;
+            let promise = if kind == TIMEOUT { Promise::Timeout(view) } else { Promise::Lead(view) };
+            candidates.iter_mut().for_each(|candidate| candidate.recovered.promise(promise));
+        }
         kind => return Err(format!("unknown kind {kind}")),
     }
     Ok(())

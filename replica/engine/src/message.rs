@@ -4,7 +4,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use lockstep_consensus::Message;
-use lockstep_types::{Height, Outcome};
+use lockstep_types::{Digest, Height, Outcome, SnapshotRef};
 
 /// A message between two replicas.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +38,25 @@ pub enum PeerMessage {
         /// None: the receiver does not lead.
         height: Option<Height>,
     },
+    /// The snapshots on the sender's disk.
+    Snapshots {
+        /// Oldest first, a few.
+        kept: Vec<SnapshotRef>,
+        /// The sender wants to know the receiver's.
+        asks: bool,
+    },
+    /// Send this part of a snapshot.
+    FetchChunk {
+        /// Digest of the manifest or chunk.
+        digest: Digest,
+    },
+    /// The answer to a [`PeerMessage::FetchChunk`].
+    Chunk {
+        /// As asked.
+        digest: Digest,
+        /// None: the sender does not have it.
+        bytes: Option<Bytes>,
+    },
 }
 
 /// What became of a forwarded command.
@@ -65,6 +84,14 @@ impl fmt::Display for PeerMessage {
                 write!(f, "ReadIndexReply id={id} height={height}")
             }
             PeerMessage::ReadIndexReply { id, height: None } => write!(f, "ReadIndexReply id={id} not leader"),
+            PeerMessage::Snapshots { kept, asks } => {
+                write!(f, "Snapshots")?;
+                kept.iter().try_for_each(|snapshot| write!(f, " {}", snapshot.block))?;
+                f.write_str(if *asks { " asks" } else { "" })
+            }
+            PeerMessage::FetchChunk { digest } => write!(f, "FetchChunk {digest}"),
+            PeerMessage::Chunk { digest, bytes: Some(bytes) } => write!(f, "Chunk {digest} {}B", bytes.len()),
+            PeerMessage::Chunk { digest, bytes: None } => write!(f, "Chunk {digest} missing"),
         }
     }
 }

@@ -345,6 +345,15 @@ impl<D: Disk> Engine<D> {
         }
     }
 
+    /// The state of a snapshot took the place of these blocks: what they answered is not known here. Who asked tries again.
+    pub(crate) fn skip_blocks(&mut self, upto: Height) {
+        let above = self.requests.proposed.split_off(&upto.next());
+        let skipped = std::mem::replace(&mut self.requests.proposed, above);
+        for origin in skipped.into_values().flat_map(|(_, origins)| origins) {
+            self.not_decided(origin);
+        }
+    }
+
     /// A block was applied: answers those who asked for its commands, if it is the block that was proposed here.
     pub(crate) fn answer_block(&mut self, height: Height, hash: Digest, outcomes: Vec<Outcome>) {
         let Some((ours, origins)) = self.requests.proposed.remove(&height) else { return };

@@ -3,7 +3,7 @@
 use std::fs;
 
 use lockstep_engine::identity::{FILE, Identity, IdentityError};
-use lockstep_types::{FaultModel, Genesis, ReplicaId, ServiceId};
+use lockstep_types::{FaultModel, Genesis, ReplicaId, ServiceId, Slot};
 use lockstep_wal::FileDisk;
 
 fn genesis(service: u8, voter: ReplicaId) -> Genesis {
@@ -67,6 +67,51 @@ fn genesis_that_names_others_is_refused() {
     let error = identity.adopt(even, &disk).unwrap_err();
     assert_eq!(error.to_string(), "fault model Crash takes 1, 3, 5 or 7 voters, not 2");
     assert_eq!(identity.genesis, None);
+}
+
+#[test]
+fn replica_that_joined_keeps_its_genesis_and_its_slot() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut identity = start(&folder, 1).unwrap();
+    let disk = FileDisk::open(folder.path()).unwrap();
+    // Born without this replica.
+    let theirs = genesis(5, ReplicaId::from_bytes([9; 16]));
+    assert!(identity.join(theirs.clone(), Slot::new(4), &disk).unwrap());
+    assert!(!identity.join(theirs.clone(), Slot::new(4), &disk).unwrap(), "the same again changes nothing");
+    assert!(!identity.adopt(theirs.clone(), &disk).unwrap(), "it has this genesis");
+
+    let slot = identity.join(theirs.clone(), Slot::new(5), &disk).unwrap_err();
+    assert_eq!(slot.to_string(), format!("replica {} is r4 of its service; it refuses to become r5", identity.replica));
+    let other = identity.join(genesis(6, ReplicaId::from_bytes([9; 16])), Slot::new(4), &disk).unwrap_err();
+    assert!(matches!(other, IdentityError::OtherGenesis { .. }), "{other}");
+    let differs = identity.join(Genesis { sessions_max: 7, ..theirs.clone() }, Slot::new(4), &disk).unwrap_err();
+    assert!(matches!(differs, IdentityError::Differs { .. }), "{differs}");
+    drop(disk);
+    let again = start(&folder, 2).unwrap();
+    assert_eq!((again.replica, again.genesis, again.slot), (identity.replica, Some(theirs), Some(Slot::new(4))));
+}
+
+#[test]
+fn replica_that_was_born_with_the_service_joins_in_its_own_slot_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut identity = start(&folder, 1).unwrap();
+    let disk = FileDisk::open(folder.path()).unwrap();
+    let ours = genesis(5, identity.replica);
+    assert!(identity.adopt(ours.clone(), &disk).unwrap());
+    assert!(!identity.join(ours.clone(), Slot::new(1), &disk).unwrap());
+    let slot = identity.join(ours, Slot::new(2), &disk).unwrap_err();
+    assert!(matches!(slot, IdentityError::OtherSlot { .. }), "{slot}");
+}
+
+#[test]
+fn replica_that_joins_with_a_genesis_that_is_not_valid_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut identity = start(&folder, 1).unwrap();
+    let disk = FileDisk::open(folder.path()).unwrap();
+    let empty = Genesis { voters: vec![], ..genesis(5, identity.replica) };
+    let error = identity.join(empty, Slot::new(4), &disk).unwrap_err();
+    assert!(matches!(error, IdentityError::Invalid(_)), "{error}");
+    assert_eq!((identity.genesis, identity.slot), (None, None));
 }
 
 #[test]

@@ -116,6 +116,7 @@ fn request_whose_height_is_proposed_again_is_not_forgotten() {
         parent: no_op.hash,
         body: Digest::ZERO,
         log_time: LogTime::from_millis(1_700_000_000_000),
+        change: None,
     };
     let other = Block::new(header, encode_body(&[]));
     host.hear(Message::Propose { view: view(2, 2), block: other.clone(), committed: no_op });

@@ -102,7 +102,7 @@ fn segments_too_small_for_the_largest_block_are_refused() {
     let error = Host::start_with(folder.path(), with(2 << 20)).map(|_| ()).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "log segments of 2097152 bytes hold batches of 2071408 bytes, and the largest block takes 2097318; \
+        "log segments of 2097152 bytes hold batches of 2071408 bytes, and the largest block takes 2097335; \
          choose segments of 2125824 bytes or more"
     );
     let error = Host::start_with(folder.path(), with(2_125_824 - 4096)).map(|_| ()).unwrap_err();
@@ -128,7 +128,7 @@ fn log_without_its_first_segment_is_refused() {
     let error = Host::start_with(folder.path(), options).map(|_| ()).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "log begins with wal-000000000002.log, and the segments before it are missing; the replica stops and keeps its \
+        "log begins with wal-000000000002.log, the segments before it are missing, and no snapshot stands for them; the replica stops and keeps its \
          data: put them back, or give this replica an empty directory so that it joins as a new one"
     );
 }

@@ -66,6 +66,7 @@ impl Log {
             parent: self.blocks.last().map_or(Digest::ZERO, Block::hash),
             body: Digest::ZERO,
             log_time: LogTime::from_millis(1000),
+            change: None,
         };
         let block = Block::new(header, block::encode_body(commands));
         let applied = feed(&mut self.executor, &block);

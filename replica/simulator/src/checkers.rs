@@ -10,10 +10,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use lockstep_consensus::{Message, RoleName};
 use lockstep_engine::engine::AppliedBlock;
+use lockstep_engine::snapshots::manifest::{Manifest, chunk_file, is_manifest};
 use lockstep_engine::{PeerMessage, Status};
 use lockstep_types::kv::{Expected, KvReply, KvRequest, Versioned};
-use lockstep_types::{Block, BlockRef, Command, Digest, Height, LogTime, Outcome, SessionId, Slot, View, codec};
-use lockstep_wal::{Wal, WalId};
+use lockstep_types::{
+    Block, BlockRef, Command, Configuration, Digest, Height, LogTime, Outcome, SessionId, Slot, View, codec,
+};
+use lockstep_wal::{Disk as _, Wal, WalId};
 
 use crate::counters::{Counters, Kind};
 use crate::disk::SimDisk;
@@ -60,7 +63,6 @@ impl fmt::Display for Sequence {
 pub struct Checkers {
     ids: Vec<WalId>,
     wal: lockstep_wal::Options,
-    quorum: usize,
     /// Blocks in the order in which they were first applied anywhere: height h at index h − 1.
     log: Vec<Entry>,
     /// Commit pointers heard beyond that.
@@ -104,6 +106,8 @@ struct State {
 /// What one replica showed.
 #[derive(Clone, Debug, Default)]
 struct Memory {
+    /// Its disk is gone.
+    lost: bool,
     /// Of this process.
     applied: Height,
     committed: Height,
@@ -159,7 +163,6 @@ impl Checkers {
         Checkers {
             ids,
             wal,
-            quorum: count / 2 + 1,
             log: Vec::new(),
             claimed: BTreeMap::new(),
             blocks: BTreeMap::new(),
@@ -179,6 +182,17 @@ impl Checkers {
     }
 
     // Replicas.
+
+    /// Another replica, with an empty disk.
+    pub fn joins(&mut self, id: WalId) {
+        self.ids.push(id);
+        self.replicas.push(Memory::default());
+    }
+
+    /// A replica's disk is gone for good. What it held counts as if it still did: its identity is never heard again.
+    pub fn lost(&mut self, replica: usize) {
+        self.replicas[replica].lost = true;
+    }
 
     /// A message leaves a replica. Returns what its disk must hold by now.
     pub fn sends(
@@ -222,6 +236,10 @@ impl Checkers {
                         blocks.iter().try_for_each(|block| self.sees_block(block))?;
                     }
                     Err(lockstep_consensus::FetchRefusal::Diverged) => counters.add(Kind::Diverged),
+                    Err(lockstep_consensus::FetchRefusal::Forgotten { snapshot }) => {
+                        counters.add(Kind::Forgotten);
+                        self.claims(replica, snapshot.block)?;
+                    }
                     Err(lockstep_consensus::FetchRefusal::Nothing) => {}
                 }
                 self.claims(replica, *committed)?;
@@ -460,6 +478,11 @@ impl Checkers {
         Ok(())
     }
 
+    /// A replica's state is that of a snapshot: blocks are applied from there on.
+    pub fn starts_at(&mut self, replica: usize, height: Height) {
+        self.replicas[replica].applied = height;
+    }
+
     /// The process of a replica ended.
     pub fn stopped(&mut self, replica: usize) {
         let memory = &mut self.replicas[replica];
@@ -473,15 +496,23 @@ impl Checkers {
     /// Reads a log from a copy of a disk.
     pub fn replay(&self, replica: usize, copy: SimDisk, counters: &mut Counters) -> Result<Durable, Violation> {
         counters.add(Kind::LogChecked);
-        let mut durable = Durable::default();
+        let mut durable = Durable { blocks: self.snapshot(replica, &copy)?, ..Durable::default() };
+        let base = durable.head();
         let mut wrong = None;
         let opened = Wal::open(Arc::new(copy), self.ids[replica], self.wal, &mut |record| {
-            if let Err(why) = take_record(&mut durable, record.kind, record.payload) {
+            if let Err(why) = take_record(&mut durable, base, record.kind, record.payload) {
                 wrong.get_or_insert(why);
             }
         });
         match opened {
-            Ok((_, recovery)) => durable.torn = recovery.cut.is_some(),
+            Ok((_, recovery)) => {
+                durable.torn = recovery.cut.is_some();
+                if let Some(note) = recovery.note
+                    && let Err(why) = take_note(&mut durable, note)
+                {
+                    wrong.get_or_insert(why);
+                }
+            }
             Err(error) => wrong = Some(error.to_string()),
         }
         match wrong {
@@ -491,6 +522,36 @@ impl Checkers {
                 detail: format!("log of {}: {why}", slot(replica)),
             }),
         }
+    }
+
+    /// The blocks that the newest snapshot on the disk stands for. It is whole, and of committed blocks.
+    fn snapshot(&self, replica: usize, disk: &SimDisk) -> Result<Vec<BlockRef>, Violation> {
+        let me = slot(replica);
+        let files = disk.list().expect("the simulated disk lists its files");
+        let Some(file) = files.iter().filter(|file| is_manifest(file)).max() else { return Ok(Vec::new()) };
+        let manifest = disk.read(file).ok().and_then(|bytes| Manifest::decode(bytes.into()).ok());
+        let Some(manifest) = manifest else {
+            return Err(Violation { property: "a snapshot is whole", detail: format!("{me}: {file} does not decode") });
+        };
+        for chunk in &manifest.chunks {
+            let bytes = disk.read(&chunk_file(chunk.digest)).unwrap_or_default();
+            require!(
+                Digest::of(&bytes) == chunk.digest,
+                "a snapshot is whole",
+                "{me}: {file} names chunk {}, which is not there",
+                chunk.digest
+            );
+        }
+        let height = manifest.block.height.get() as usize;
+        let known = self.log.get(height - 1).map(|entry| (entry.block, entry.digest));
+        require!(
+            known == Some((manifest.block, manifest.digest)),
+            "a snapshot is of a committed block",
+            "{me} has one of {} with digest {}, and {known:?} is known",
+            manifest.block,
+            manifest.digest
+        );
+        Ok(self.log[..height].iter().map(|entry| entry.block).collect())
     }
 
     /// Whether the log holds what was just promised.
@@ -545,24 +606,27 @@ impl Checkers {
         Ok(())
     }
 
-    /// The last committed block is on the disks of a quorum.
+    /// The last committed block is on the disks of a quorum of the configuration that decided it.
     pub fn check_committed<'a>(
         &self,
+        config: &Configuration,
         disks: impl Iterator<Item = &'a SimDisk>,
         counters: &mut Counters,
     ) -> Result<(), Violation> {
         let Some(last) = self.log.last() else { return Ok(()) };
-        let mut holders = 0;
+        let mut holders = Vec::new();
         for (replica, disk) in disks.enumerate() {
-            let durable = self.replay(replica, disk.synced_copy(), counters)?;
-            holders += usize::from(durable.holds(last.block.height, last.block.hash));
+            let holds = self.replicas[replica].lost || {
+                let durable = self.replay(replica, disk.synced_copy(), counters)?;
+                durable.holds(last.block.height, last.block.hash)
+            };
+            holders.extend(holds.then(|| slot(replica)));
         }
         require!(
-            holders >= self.quorum,
+            config.is_quorum(holders.iter().copied()),
             "committed is durable at a quorum",
-            "{} is committed, and {holders} of {} synced logs hold it",
-            last.block,
-            self.replicas.len()
+            "{} is committed, and the synced logs of {holders:?} hold it, of {config}",
+            last.block
         );
         Ok(())
     }
@@ -744,7 +808,7 @@ fn is_unique(body: &Bytes) -> bool {
 }
 
 /// The engine's records, read by code of our own: 1 block, 2 Timeout, 3 Lead.
-fn take_record(durable: &mut Durable, kind: u8, payload: Bytes) -> Result<(), String> {
+fn take_record(durable: &mut Durable, base: BlockRef, kind: u8, payload: Bytes) -> Result<(), String> {
     let view = |payload| codec::Reader::new(payload).view("promise").map_err(|error| error.to_string());
     match kind {
         1 => {
@@ -754,7 +818,14 @@ fn take_record(durable: &mut Durable, kind: u8, payload: Bytes) -> Result<(), St
                 None => Some(Digest::ZERO),
                 Some(index) => durable.blocks.get(index).map(|block| block.hash),
             };
+            if block.height() <= base.height {
+                return Ok(());
+            }
             if parent != Some(block.header().parent) {
+                // Above a snapshot, what hangs in the air was replaced, or never committed.
+                if base != BlockRef::GENESIS {
+                    return Ok(());
+                }
                 return Err(format!("block {block} does not chain from what is below"));
             }
             durable.blocks.truncate(below);
@@ -764,5 +835,22 @@ fn take_record(durable: &mut Durable, kind: u8, payload: Bytes) -> Result<(), St
         3 => durable.lead = durable.lead.max(view(payload)?),
         kind => return Err(format!("unknown kind {kind}")),
     }
+    Ok(())
+}
+
+/// The second copy of promises, which stands in each batch: version, head, Timeout, Lead. A log that was cut has the first
+/// copies no more.
+fn take_note(durable: &mut Durable, note: Bytes) -> Result<(), String> {
+    let mut reader = codec::Reader::new(note);
+    let mut promises = || {
+        reader.u8("version")?;
+        reader.view("head")?;
+        reader.height("head")?;
+        reader.digest("head")?;
+        Ok::<_, lockstep_types::DecodeError>((reader.view("Timeout")?, reader.view("Lead")?))
+    };
+    let (timeout, lead) = promises().map_err(|error| format!("the note does not decode: {error}"))?;
+    durable.timeout = durable.timeout.max(timeout);
+    durable.lead = durable.lead.max(lead);
     Ok(())
 }

@@ -45,6 +45,7 @@ use std::sync::Once;
 
 pub use checkers::Violation;
 pub use counters::{Counters, Kind};
+pub use plan::Scenario;
 
 /// Simulated microseconds.
 pub type Micros = u64;
@@ -82,9 +83,9 @@ pub struct Failure {
 }
 
 /// Runs one seed. `print`: every event goes to standard output.
-pub fn run(seed: u64, print: bool) -> Report {
+pub fn run(seed: u64, scenario: Scenario, print: bool) -> Report {
     catch_quietly();
-    let mut world = world::World::new(seed, print);
+    let mut world = world::World::new(seed, scenario, print);
     let plan = world.plan.to_string();
     let result = catch_unwind(AssertUnwindSafe(|| world.run()));
     let violation = match result {

@@ -7,13 +7,14 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use lockstep_simulator::{Counters, Report, run};
+use lockstep_simulator::{Counters, Report, Scenario, run};
 
-const USAGE: &str = "usage: simulate [--seed N [--trace]] [--seeds A..B] [--check-determinism K] [--jobs J]
+const USAGE: &str = "usage: simulate [--seed N [--trace]] [--seeds A..B] [--life] [--check-determinism K] [--jobs J]
 
   --seed N               run one seed; on a failure print the end of its trace
   --trace                print every event
   --seeds A..B           run the seeds from A up to, not including, B (default 0..200)
+  --life                 a long life each: thousands of commits, every replica replaced
   --check-determinism K  run every Kth seed twice and compare the digests of their events
   --jobs J               seeds at once (default: one for each core)";
 
@@ -24,6 +25,7 @@ struct Arguments {
     seeds: Range<u64>,
     one: bool,
     trace: bool,
+    scenario: Scenario,
     twice_every: u64,
     jobs: usize,
 }
@@ -72,6 +74,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Arguments, Strin
         seeds: 0..200,
         one: false,
         trace: false,
+        scenario: Scenario::Chaos,
         twice_every: 0,
         jobs: std::thread::available_parallelism().map_or(1, usize::from),
     };
@@ -91,6 +94,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Arguments, Strin
                 parsed.seeds = parse(from)?..parse(to)?;
             }
             "--trace" => parsed.trace = true,
+            "--life" => parsed.scenario = Scenario::Life,
             "--check-determinism" => parsed.twice_every = parse(&number()?)?.max(1),
             "--jobs" => parsed.jobs = parse(&number()?)?.max(1) as usize,
             other => return Err(format!("unknown argument {other:?}")),
@@ -119,9 +123,9 @@ fn campaign(arguments: &Arguments) -> (Counters, bool, Stats) {
                     if seed >= arguments.seeds.end {
                         break;
                     }
-                    let report = run(seed, arguments.trace);
+                    let report = run(seed, arguments.scenario, arguments.trace);
                     let again = arguments.twice_every > 0 && seed.is_multiple_of(arguments.twice_every);
-                    let again = again.then(|| run(seed, false));
+                    let again = again.then(|| run(seed, arguments.scenario, false));
                     let mut total = total.lock().expect("nobody panics here");
                     total.0.merge(&report.counters);
                     total.1.seeds += 1;
@@ -135,7 +139,7 @@ fn campaign(arguments: &Arguments) -> (Counters, bool, Stats) {
                     }
                     if report.failure.is_some() {
                         failed.store(true, Ordering::Relaxed);
-                        print_failure(&report);
+                        print_failure(&report, arguments.scenario);
                     }
                     total.1.digests.insert(seed, report.digest);
                 }
@@ -146,7 +150,7 @@ fn campaign(arguments: &Arguments) -> (Counters, bool, Stats) {
     (counters, failed.into_inner(), stats)
 }
 
-fn print_failure(report: &Report) {
+fn print_failure(report: &Report, scenario: Scenario) {
     let Some(failure) = &report.failure else { return };
     eprintln!("{}", failure.plan);
     eprintln!("…");
@@ -157,5 +161,6 @@ fn print_failure(report: &Report) {
     eprintln!("  {}", failure.state);
     eprintln!();
     eprintln!("seed {} violates: {}", report.seed, failure.violation);
-    eprintln!("replay: make simulate SEED={}", report.seed);
+    let life = if scenario == Scenario::Life { " LIFE=1" } else { "" };
+    eprintln!("replay: make simulate SEED={}{life}", report.seed);
 }

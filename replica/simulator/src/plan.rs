@@ -4,6 +4,7 @@
 use std::fmt;
 
 use lockstep_consensus::Options;
+use lockstep_engine::SnapshotOptions;
 
 use crate::Micros;
 use crate::random::Random;
@@ -11,15 +12,31 @@ use crate::random::Random;
 const MILLISECOND: Micros = 1_000;
 const SECOND: Micros = 1_000_000;
 
+/// Which kind of run a seed draws.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scenario {
+    /// Seconds full of faults.
+    #[default]
+    Chaos,
+    /// A long life, compressed: thousands of commits, tens of snapshots, and nobody left of those who began.
+    Life,
+}
+
 /// One run, as drawn.
 #[derive(Clone, Debug)]
 pub struct Plan {
+    /// The kind of run.
+    pub scenario: Scenario,
     /// Voters.
     pub replicas: usize,
     /// Times and bounds of the rules.
     pub rules: Options,
     /// Size of a log segment.
     pub segment_bytes: u64,
+    /// Bytes of blocks between two snapshots.
+    pub snapshot_bytes: u64,
+    /// How they are served and announced.
+    pub snapshots: SnapshotOptions,
     /// Limits of the session table.
     pub sessions_max: u32,
     /// Limits of the session table.
@@ -92,6 +109,10 @@ pub struct Faults {
     pub client_crash: Option<Micros>,
     /// A client is cut off from a replica without a word.
     pub client_cut: Option<Micros>,
+    /// A disk is lost for good; another replica takes its place.
+    pub disk_loss: Option<Micros>,
+    /// A member is replaced, added or removed.
+    pub reshape: Option<Micros>,
 }
 
 /// What clients do.
@@ -123,7 +144,37 @@ pub struct Clients {
 
 impl Plan {
     /// The plan of a seed.
-    pub fn draw(random: &mut Random) -> Self {
+    pub fn draw(scenario: Scenario, random: &mut Random) -> Self {
+        let plan = Plan::draw_chaos(random);
+        match scenario {
+            Scenario::Chaos => plan,
+            Scenario::Life => plan.prolonged(random),
+        }
+    }
+
+    /// A life: the same faults, further apart, so that work gets done in between; small snapshots, and disks that wear out.
+    fn prolonged(mut self, random: &mut Random) -> Self {
+        let faults = &mut self.faults;
+        let others = [
+            &mut faults.partition,
+            &mut faults.crash,
+            &mut faults.blackout,
+            &mut faults.hand_over,
+            &mut faults.hang,
+            &mut faults.pause,
+        ];
+        others.into_iter().flatten().for_each(|mean| *mean *= 3);
+        faults.disk_loss = Some(10 * SECOND).filter(|_| self.replicas > 1);
+        faults.reshape = Some(15 * SECOND);
+        self.chaos = random.between(60, 120) * SECOND;
+        self.snapshot_bytes = random.pick(&[4096, 8192]);
+        self.clients.burst = self.clients.burst.max(4);
+        self.clients.think = self.clients.think.min(100 * MILLISECOND);
+        self.scenario = Scenario::Life;
+        self
+    }
+
+    fn draw_chaos(random: &mut Random) -> Self {
         let replicas = match random.below(10) {
             0 => 1,
             1 | 2 => 5,
@@ -165,6 +216,8 @@ impl Plan {
             wall_jump: sometimes(30, &[2]),
             client_crash: sometimes(40, &[3, 8]),
             client_cut: sometimes(30, &[3]),
+            disk_loss: sometimes(30, &[3, 6]).filter(|_| replicas > 1),
+            reshape: sometimes(35, &[2, 5]),
         };
         let clients = Clients {
             count: random.between(1, 5) as usize,
@@ -180,9 +233,16 @@ impl Plan {
             close: random.pick(&[0, 0, 5]),
         };
         Plan {
+            scenario: Scenario::Chaos,
             replicas,
             rules,
             segment_bytes: random.pick(&[512, 512, 1024, 2048]) << 10,
+            snapshot_bytes: random.pick(&[4096, 4096, 20_000, 1 << 40]),
+            snapshots: SnapshotOptions {
+                serve_bytes_per_second: random.pick(&[10_000, 1 << 30]),
+                announce: random.pick(&[200 * MILLISECOND, SECOND]),
+                retain_bytes: random.pick(&[0, 256 << 20]),
+            },
             sessions_max: random.pick(&[2, 6, 4096]),
             reply_bytes_max: random.pick(&[500, 64 << 20]),
             chaos: random.between(8, 20) * SECOND,
@@ -208,20 +268,32 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} replicas, {} clients, heartbeat {} ms, election {} ms, window {}, segments {} KiB, {} sessions, \
-             {} reply bytes, chaos {} s; faults every (µs):",
+            "{} replicas, {} clients, heartbeat {} ms, election {} ms, window {}, segments {} KiB, snapshots every {} bytes, \
+             {} sessions, {} reply bytes, chaos {} s; faults every (µs):",
             self.replicas,
             self.clients.count,
             self.rules.heartbeat / MILLISECOND,
             self.rules.election / MILLISECOND,
             self.rules.window,
             self.segment_bytes >> 10,
+            self.snapshot_bytes,
             self.sessions_max,
             self.reply_bytes_max,
             self.chaos / SECOND,
         )?;
-        let Faults { partition, crash, blackout, hand_over, hang, pause, wall_jump, client_crash, client_cut } =
-            &self.faults;
+        let Faults {
+            partition,
+            crash,
+            blackout,
+            hand_over,
+            hang,
+            pause,
+            wall_jump,
+            client_crash,
+            client_cut,
+            disk_loss,
+            reshape,
+        } = &self.faults;
         let faults = [
             ("partition", partition),
             ("crash", crash),
@@ -232,6 +304,8 @@ impl fmt::Display for Plan {
             ("wall jump", wall_jump),
             ("client crash", client_crash),
             ("client cut", client_cut),
+            ("disk loss", disk_loss),
+            ("reshape", reshape),
         ];
         faults
             .iter()

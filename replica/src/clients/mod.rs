@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use lockstep_consensus::Moment;
 use lockstep_engine::{Answer, Operation};
-use lockstep_types::{Outcome, ServiceId};
+use lockstep_types::{Command, Height, Outcome, ServiceId, Slot};
 use lockstep_wire::convert::{self, service_id};
 use lockstep_wire::v1::refusal::Reason;
 use lockstep_wire::{Refusal, limits, v1};
@@ -65,11 +65,13 @@ impl v1::client_server::Client for ClientService {
 
     async fn locate(&self, _request: Request<v1::LocateRequest>) -> Result<Response<v1::LocateResponse>, Status> {
         let Some(running) = self.process.running() else { return Ok(Response::new(v1::LocateResponse::default())) };
-        let slots = running.peers.config().voters().keys();
+        let config = running.peers.config();
+        let located = |slot: &Slot| running.peers.locate(*slot).map(v1::LeaderHint::from);
         Ok(Response::new(v1::LocateResponse {
             service_id: convert::id_bytes(running.peers.service().as_bytes()),
             leader: self.process.leader().map(v1::LeaderHint::from),
-            voters: slots.filter_map(|slot| running.peers.locate(*slot)).map(v1::LeaderHint::from).collect(),
+            voters: config.voters().keys().filter_map(located).collect(),
+            standbys: config.standbys().keys().filter_map(located).collect(),
         }))
     }
 }
@@ -115,6 +117,19 @@ fn takes_requests(process: &Process, meant: Option<ServiceId>) -> Result<(), Ref
         return Err(process.refuse(Reason::Stopping, "this replica is shutting down; ask another one".to_owned()));
     }
     Ok(())
+}
+
+/// Puts a snapshot point into the log on behalf of an admin call, which was authorized; no request of a client comes to this
+/// command. It takes the way of a plain request: proposed here or forwarded, and again if the leader changes, which may make
+/// two points of one.
+pub(crate) async fn snapshot_point(process: &Process, timeout: Duration) -> Result<Height, Status> {
+    takes_requests(process, None).map_err(unary::status)?;
+    match unary::ask(process, Operation::Command(Command::Snapshot.encode()), timeout).await? {
+        Answer::Outcome(Outcome::SnapshotPoint { height }) => Ok(height),
+        Answer::Outcome(outcome) => Err(Status::internal(format!("unexpected outcome: {outcome}"))),
+        Answer::Read(_) => Err(Status::internal("unexpected answer: a command was asked, and a read is answered")),
+        Answer::Refused(refusal) => Err(unary::refused(process, refusal)),
+    }
 }
 
 fn canonical(operation: lockstep_wire::Operation) -> Operation {

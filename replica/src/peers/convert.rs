@@ -4,7 +4,7 @@ use bytes::{Bytes, BytesMut};
 use lockstep_consensus::{FetchRefusal, Message};
 use lockstep_engine::engine::Outgoing;
 use lockstep_engine::{ForwardResult, PeerMessage};
-use lockstep_types::{Block, Epoch, Height, Outcome};
+use lockstep_types::{Block, Epoch, Height, Outcome, SnapshotRef};
 use lockstep_wire::WireError;
 use lockstep_wire::convert::{block_ref, digest, digest_bytes, view};
 use lockstep_wire::v1::{self, forward_reply, peer_message};
@@ -20,6 +20,16 @@ pub(crate) fn encode(outgoing: Outgoing) -> v1::PeerMessage {
         PeerMessage::ReadIndex { id } => peer_message::Message::ReadIndex(v1::ReadIndex { id }),
         PeerMessage::ReadIndexReply { id, height } => {
             peer_message::Message::ReadIndexReply(v1::ReadIndexReply { id, height: height.map(Height::get) })
+        }
+        PeerMessage::Snapshots { kept, asks } => {
+            let kept = kept.into_iter().map(encode_snapshot).collect();
+            peer_message::Message::Snapshots(v1::Snapshots { kept, asks })
+        }
+        PeerMessage::FetchChunk { digest } => {
+            peer_message::Message::FetchChunk(v1::FetchChunk { digest: digest_bytes(&digest) })
+        }
+        PeerMessage::Chunk { digest, bytes } => {
+            peer_message::Message::Chunk(v1::Chunk { digest: digest_bytes(&digest), bytes })
         }
     };
     v1::PeerMessage { epoch: outgoing.epoch.get(), message: Some(message) }
@@ -77,19 +87,33 @@ fn encode_consensus(message: Message) -> peer_message::Message {
             tip: Some(tip.into()),
         }),
         Message::Fetched { after, blocks, committed } => {
-            let (blocks, refusal) = match blocks {
-                Ok(blocks) => (blocks.iter().map(encode_block).collect(), v1::FetchRefusal::FetchOk),
-                Err(FetchRefusal::Diverged) => (Vec::new(), v1::FetchRefusal::FetchDiverged),
-                Err(FetchRefusal::Nothing) => (Vec::new(), v1::FetchRefusal::FetchNothing),
+            let (blocks, refusal, snapshot) = match blocks {
+                Ok(blocks) => (blocks.iter().map(encode_block).collect(), v1::FetchRefusal::FetchOk, None),
+                Err(FetchRefusal::Diverged) => (Vec::new(), v1::FetchRefusal::FetchDiverged, None),
+                Err(FetchRefusal::Nothing) => (Vec::new(), v1::FetchRefusal::FetchNothing, None),
+                Err(FetchRefusal::Forgotten { snapshot }) => {
+                    (Vec::new(), v1::FetchRefusal::FetchForgotten, Some(encode_snapshot(snapshot)))
+                }
             };
             peer_message::Message::Fetched(v1::Fetched {
                 after: after.get(),
                 blocks,
                 committed: Some(committed.into()),
                 refusal: refusal.into(),
+                snapshot,
             })
         }
     }
+}
+
+fn encode_snapshot(snapshot: SnapshotRef) -> v1::SnapshotRef {
+    v1::SnapshotRef { block: Some(snapshot.block.into()), manifest: digest_bytes(&snapshot.manifest) }
+}
+
+fn decode_snapshot(snapshot: Option<v1::SnapshotRef>) -> Result<SnapshotRef, WireError> {
+    let snapshot = snapshot.ok_or(WireError::Missing { field: "snapshot" })?;
+    let block = block_ref("snapshot.block", snapshot.block)?;
+    Ok(SnapshotRef { block, manifest: digest("snapshot.manifest", &snapshot.manifest)? })
 }
 
 fn encode_block(block: &Block) -> Bytes {
@@ -178,6 +202,16 @@ fn decode_message(message: peer_message::Message) -> Result<PeerMessage, WireErr
         peer_message::Message::ReadIndexReply(reply) => {
             return Ok(PeerMessage::ReadIndexReply { id: reply.id, height: reply.height.map(Height::new) });
         }
+        peer_message::Message::Snapshots(snapshots) => {
+            let kept = snapshots.kept.into_iter().map(|kept| decode_snapshot(Some(kept))).collect::<Result<_, _>>()?;
+            return Ok(PeerMessage::Snapshots { kept, asks: snapshots.asks });
+        }
+        peer_message::Message::FetchChunk(fetch) => {
+            return Ok(PeerMessage::FetchChunk { digest: digest("fetch_chunk.digest", &fetch.digest)? });
+        }
+        peer_message::Message::Chunk(chunk) => {
+            return Ok(PeerMessage::Chunk { digest: digest("chunk.digest", &chunk.digest)?, bytes: chunk.bytes });
+        }
     }))
 }
 
@@ -191,6 +225,9 @@ fn decode_fetched(fetched: v1::Fetched) -> Result<Message, WireError> {
             .collect::<Result<_, _>>()?),
         v1::FetchRefusal::FetchDiverged => Err(FetchRefusal::Diverged),
         v1::FetchRefusal::FetchNothing => Err(FetchRefusal::Nothing),
+        v1::FetchRefusal::FetchForgotten => {
+            Err(FetchRefusal::Forgotten { snapshot: decode_snapshot(fetched.snapshot)? })
+        }
     };
     let committed = block_ref("fetched.committed", fetched.committed)?;
     Ok(Message::Fetched { after: Height::new(fetched.after), blocks, committed })
@@ -239,6 +276,12 @@ mod tests {
         }
     }
 
+    prop_compose! {
+        fn any_snapshot()(block in any_ref(), manifest in any_digest()) -> SnapshotRef {
+            SnapshotRef { block, manifest }
+        }
+    }
+
     fn any_bytes() -> impl Strategy<Value = Bytes> {
         vec(any::<u8>(), 0..64).prop_map(Bytes::from)
     }
@@ -261,6 +304,7 @@ mod tests {
                 parent,
                 body: Digest::ZERO,
                 log_time: LogTime::from_millis(time),
+                change: None,
             };
             Block::new(header, encode_body(&commands))
         }
@@ -272,6 +316,7 @@ mod tests {
             vec(any_block(), 0..3).prop_map(Ok),
             Just(Err(FetchRefusal::Diverged)),
             Just(Err(FetchRefusal::Nothing)),
+            any_snapshot().prop_map(|snapshot| Err(FetchRefusal::Forgotten { snapshot })),
         ];
         prop_oneof![
             (any_view(), any_block(), any_ref()).prop_map(|(view, block, committed)| Message::Propose {
@@ -337,6 +382,10 @@ mod tests {
             1 => any::<u64>().prop_map(|id| PeerMessage::ReadIndex { id }),
             1 => (any::<u64>(), any::<Option<u64>>())
                 .prop_map(|(id, height)| PeerMessage::ReadIndexReply { id, height: height.map(Height::new) }),
+            1 => (vec(any_snapshot(), 0..4), any::<bool>()).prop_map(|(kept, asks)| PeerMessage::Snapshots { kept, asks }),
+            1 => any_digest().prop_map(|digest| PeerMessage::FetchChunk { digest }),
+            1 => (any_digest(), proptest::option::of(any_bytes()))
+                .prop_map(|(digest, bytes)| PeerMessage::Chunk { digest, bytes }),
         ]
     }
 

@@ -1,4 +1,5 @@
 //! Streams to other replicas: one task an address, which dials again and again until it finds itself at the other end.
+//! Addresses come from the command line, and from those who call.
 
 use std::error::Error as _;
 use std::sync::Arc;
@@ -25,17 +26,31 @@ const HELLO: Duration = Duration::from_secs(5);
 const PING: Duration = Duration::from_secs(1);
 const PONG: Duration = Duration::from_secs(2);
 
-/// Keeps streams to all addresses until the process stops.
+/// Keeps streams to all addresses of the command line until the process stops.
 pub(crate) fn dial_all(process: &Arc<Process>, peers: &Arc<Peers>) {
     for address in &process.args.peers {
-        let (process, peers, address) = (Arc::clone(process), Arc::clone(peers), address.clone());
-        tokio::spawn(async move {
-            tokio::select! {
-                () = keep(&peers, &address) => {}
-                () = process.stopped() => {}
-            }
-        });
+        dial(process, peers, address, None);
     }
+}
+
+/// Keeps a stream to one who called from an address that nobody told this replica: who joins later is not in its list.
+pub(crate) fn dial_back(process: &Arc<Process>, peers: &Arc<Peers>, slot: Slot, address: &str) {
+    if !address.is_empty() {
+        dial(process, peers, address, Some(slot));
+    }
+}
+
+fn dial(process: &Arc<Process>, peers: &Arc<Peers>, address: &str, slot: Option<Slot>) {
+    if !peers.claim_address(address) {
+        return;
+    }
+    let (process, peers, address) = (Arc::clone(process), Arc::clone(peers), address.to_owned());
+    tokio::spawn(async move {
+        tokio::select! {
+            () = keep(&peers, &address, slot) => {}
+            () = process.stopped() => {}
+        }
+    });
 }
 
 /// How a stream ended.
@@ -48,10 +63,15 @@ enum End {
     Failed(Status),
 }
 
-async fn keep(peers: &Peers, address: &str) {
+async fn keep(peers: &Peers, address: &str, learnt: Option<Slot>) {
     let mut pause = PAUSE_MIN;
     let mut said = String::new();
     loop {
+        // The same replica may have another address that is dialled already; two streams would push each other out.
+        if learnt.is_some_and(|slot| peers.is_connected(slot)) {
+            sleep(PAUSE_MAX).await;
+            continue;
+        }
         match stream(peers, address).await {
             End::Myself => return,
             End::Lost(status) => {
@@ -81,7 +101,7 @@ async fn keep(peers: &Peers, address: &str) {
 async fn stream(peers: &Peers, address: &str) -> End {
     match open(peers, address).await {
         Ok((Who::Myself, _, _)) => End::Myself,
-        Ok((Who::Voter(slot), frames, hellos)) => {
+        Ok((Who::Member(slot), frames, hellos)) => {
             tracing::info!("stream to {slot} at {address} is up");
             End::Lost(carry(peers, slot, frames, hellos).await)
         }
@@ -124,7 +144,7 @@ async fn open(peers: &Peers, address: &str) -> Result<(Who, Frames, Hellos), Sta
 
 /// Moves messages from the outbox to the stream until either end gives up.
 async fn carry(peers: &Peers, slot: Slot, frames: Frames, mut hellos: Hellos) -> Status {
-    let Some(outbox) = peers.outbox(slot) else { return Status::internal("this slot has no outbox") };
+    let outbox = peers.outbox(slot);
     let drain = outbox.connect();
     loop {
         let messages = tokio::select! {

@@ -6,36 +6,49 @@
 
 pub(crate) mod convert;
 mod dial;
+mod members;
 mod outbox;
 mod serve;
 
-use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use lockstep_engine::MembershipStatus;
 use lockstep_engine::engine::Outgoing;
-use lockstep_types::{Configuration, Genesis, ReplicaId, ServiceId, Slot};
+use lockstep_types::{Configuration, Epoch, ReplicaId, ServiceId, Slot};
 use lockstep_wire::{Leader, convert as wire, limits, v1};
 use thiserror::Error;
 
-pub(crate) use dial::dial_all;
+pub(crate) use dial::{dial_all, dial_back};
 pub(crate) use outbox::Outbox;
 pub(crate) use serve::PeerService;
 
 use crate::metrics::Metrics;
+use members::Members;
 
-/// All voters of the service, as one of them knows them.
+/// All members of the service, as one of them knows them.
 pub(crate) struct Peers {
     service: ServiceId,
     me: ReplicaId,
     slot: Slot,
     boot: u64,
-    client_address: String,
-    config: Configuration,
-    outboxes: BTreeMap<Slot, Outbox>,
+    addresses: Addresses,
+    metrics: Arc<Metrics>,
+    members: Mutex<Members>,
+    outboxes: Mutex<BTreeMap<Slot, Arc<Outbox>>>,
     seen: Mutex<BTreeMap<Slot, Seen>>,
+    /// Addresses that are dialled.
+    dialled: Mutex<BTreeSet<String>>,
 }
 
-/// What Hellos told of a voter.
+/// Where this replica can be reached; empty: nobody is told.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Addresses {
+    pub client: String,
+    pub peer: String,
+}
+
+/// What Hellos told of a member.
 #[derive(Clone, Debug, Default)]
 struct Seen {
     boot: u64,
@@ -55,8 +68,15 @@ pub(crate) enum HelloError {
          name only members of one service in --peers"
     )]
     OtherService { replica: ReplicaId, theirs: String, ours: ServiceId },
-    #[error("replica {replica} is no voter of service {service}; it may have joined with an empty disk")]
-    NoVoter { replica: ReplicaId, service: ServiceId },
+    #[error(
+        "replica {replica} is no member of service {service}; one with an empty disk joins as a standby: `lockstep members add`"
+    )]
+    NoMember { replica: ReplicaId, service: ServiceId },
+    #[error(
+        "replica {replica} was {slot} of service {service} until it was removed, and never returns; \
+         give it an empty data directory, so that it joins as a new replica"
+    )]
+    Removed { replica: ReplicaId, slot: Slot, service: ServiceId },
     #[error(
         "replica {replica} says that it started {theirs} times, but it had started {seen} times before: its volume is an \
          old copy; give it an empty data directory, never a restored or cloned one"
@@ -72,7 +92,8 @@ impl From<HelloError> for tonic::Status {
             HelloError::Nonsense(_) => tonic::Status::invalid_argument(error.to_string()),
             HelloError::Newer { .. }
             | HelloError::OtherService { .. }
-            | HelloError::NoVoter { .. }
+            | HelloError::NoMember { .. }
+            | HelloError::Removed { .. }
             | HelloError::WentBack { .. } => tonic::Status::failed_precondition(error.to_string()),
         }
     }
@@ -83,44 +104,66 @@ impl From<HelloError> for tonic::Status {
 pub(crate) enum Who {
     /// This very replica.
     Myself,
-    /// Another voter.
-    Voter(Slot),
+    /// Another member.
+    Member(Slot),
 }
 
 impl Peers {
-    /// None if `me` is no voter of the genesis.
-    pub fn new(genesis: &Genesis, me: ReplicaId, boot: u64, client_address: String, metrics: &Metrics) -> Option<Self> {
-        let config = genesis.configuration();
-        let slot = config.slot_of(me)?;
-        let others = config.voters().keys().filter(|other| **other != slot);
-        let outboxes = others.map(|other| (*other, Outbox::new(metrics))).collect();
-        let seen = BTreeMap::from([(slot, Seen { boot, client_address: client_address.clone() })]);
-        Some(Peers {
-            service: genesis.service,
+    /// The peers of `me` in a service whose first configuration is this one.
+    pub fn new(
+        service: ServiceId,
+        (me, slot, boot): (ReplicaId, Slot, u64),
+        first: Configuration,
+        addresses: Addresses,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let seen = BTreeMap::from([(slot, Seen { boot, client_address: addresses.client.clone() })]);
+        Peers {
+            service,
             me,
             slot,
             boot,
-            client_address,
-            config,
-            outboxes,
+            addresses,
+            metrics,
+            members: Mutex::new(Members::of(first)),
+            outboxes: Mutex::default(),
             seen: Mutex::new(seen),
-        })
+            dialled: Mutex::default(),
+        }
+    }
+
+    /// The membership changed, or more is known of it. What waits for those who left is dropped.
+    pub fn update(&self, membership: &MembershipStatus) {
+        let members = Members::now(membership);
+        let slots: BTreeSet<Slot> = members.slots().collect();
+        let next = members.newest().next_slot();
+        *lock(&self.members) = members;
+        // Who is ahead of this replica has a slot that it does not know yet.
+        lock(&self.outboxes).retain(|slot, _| slots.contains(slot) || *slot >= next);
     }
 
     /// Queues a message. It is dropped if its receiver is not connected or its queue is full: the rules repeat themselves.
     pub fn send(&self, outgoing: Outgoing) {
-        if let Some(outbox) = self.outboxes.get(&outgoing.to) {
+        let outbox = lock(&self.outboxes).get(&outgoing.to).cloned();
+        if let Some(outbox) = outbox {
             outbox.push(outgoing);
         }
     }
 
-    pub fn outbox(&self, slot: Slot) -> Option<&Outbox> {
-        self.outboxes.get(&slot)
+    /// The queue of a member that was met.
+    pub fn outbox(&self, slot: Slot) -> Arc<Outbox> {
+        let mut outboxes = lock(&self.outboxes);
+        Arc::clone(outboxes.entry(slot).or_insert_with(|| Arc::new(Outbox::new(&self.metrics))))
     }
 
-    /// Whether no other voter is connected.
+    /// Whether a stream to this member is up.
+    pub fn is_connected(&self, slot: Slot) -> bool {
+        lock(&self.outboxes).get(&slot).is_some_and(|outbox| outbox.is_connected())
+    }
+
+    /// Whether no other member is connected.
     pub fn is_alone(&self) -> bool {
-        !self.outboxes.values().any(Outbox::is_connected)
+        !lock(&self.outboxes).values().any(|outbox| outbox.is_connected())
     }
 
     pub fn service(&self) -> ServiceId {
@@ -131,8 +174,14 @@ impl Peers {
         self.slot
     }
 
-    pub fn config(&self) -> &Configuration {
-        &self.config
+    /// The newest configuration that this replica knows.
+    pub fn config(&self) -> Configuration {
+        lock(&self.members).newest().clone()
+    }
+
+    /// Whether nobody dials this address yet; the caller does from now on.
+    pub fn claim_address(&self, address: &str) -> bool {
+        lock(&self.dialled).insert(address.to_owned())
     }
 
     /// What this replica says first.
@@ -142,7 +191,10 @@ impl Peers {
             service_id: wire::id_bytes(self.service.as_bytes()),
             replica_id: wire::id_bytes(self.me.as_bytes()),
             boot: self.boot,
-            client_address: self.client_address.clone(),
+            client_address: self.addresses.client.clone(),
+            slot: self.slot.get(),
+            epoch: lock(&self.members).newest().epoch().get(),
+            peer_address: self.addresses.peer.clone(),
         }
     }
 
@@ -161,29 +213,32 @@ impl Peers {
         if replica == self.me {
             return Ok(Who::Myself);
         }
-        let no_voter = HelloError::NoVoter { replica, service: self.service };
-        let slot = self.config.slot_of(replica).ok_or(no_voter)?;
-        let mut all = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let (theirs, epoch) = (Slot::new(hello.slot), Epoch::new(hello.epoch));
+        let slot = lock(&self.members).slot_of(self.service, replica, theirs, epoch)?;
+        let mut all = lock(&self.seen);
         let seen = all.entry(slot).or_default();
         if hello.boot < seen.boot {
             return Err(HelloError::WentBack { replica, theirs: hello.boot, seen: seen.boot });
         }
         *seen = Seen { boot: hello.boot, client_address: hello.client_address.clone() };
-        Ok(Who::Voter(slot))
+        Ok(Who::Member(slot))
     }
 
-    /// The voter in this slot and where clients reach it, as far as that is known.
+    /// The member in this slot and where clients reach it, as far as that is known.
     pub fn locate(&self, slot: Slot) -> Option<Leader> {
-        let replica = self.config.voter(slot)?;
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let address = seen.get(&slot).map(|seen| seen.client_address.clone()).unwrap_or_default();
+        let replica = lock(&self.members).newest().member(slot)?;
+        let address = lock(&self.seen).get(&slot).map(|seen| seen.client_address.clone()).unwrap_or_default();
         Some(Leader { replica, address })
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[cfg(test)]
 mod tests {
-    use lockstep_types::FaultModel;
+    use lockstep_types::{Change, FaultModel, Genesis};
 
     use super::*;
 
@@ -198,7 +253,9 @@ mod tests {
             reply_bytes_max: Genesis::REPLY_BYTES_MAX,
             snapshot_bytes: Genesis::SNAPSHOT_BYTES,
         };
-        Peers::new(&genesis, replica(1), 1, "one:7400".to_owned(), &Metrics::new()).expect("it votes")
+        let addresses = Addresses { client: "one:7400".to_owned(), peer: "one:7401".to_owned() };
+        let me = (replica(1), Slot::new(1), 1);
+        Peers::new(genesis.service, me, genesis.configuration(), addresses, Arc::new(Metrics::new()))
     }
 
     fn hello_of(number: u8) -> v1::PeerHello {
@@ -206,15 +263,16 @@ mod tests {
             replica_id: vec![number; 16].into(),
             boot: 4,
             client_address: "two:7400".to_owned(),
+            slot: u32::from(number),
             ..peers().hello()
         }
     }
 
     #[test]
-    fn hello_of_a_voter_tells_its_slot_and_address() {
+    fn hello_of_a_member_tells_its_slot_and_address() {
         let peers = peers();
-        assert_eq!(peers.meet(&hello_of(2)), Ok(Who::Voter(Slot::new(2))));
-        assert_eq!(peers.locate(Slot::new(2)).expect("a voter").address, "two:7400");
+        assert_eq!(peers.meet(&hello_of(2)), Ok(Who::Member(Slot::new(2))));
+        assert_eq!(peers.locate(Slot::new(2)).expect("a member").address, "two:7400");
         assert_eq!(peers.meet(&hello_of(1)), Ok(Who::Myself));
     }
 
@@ -232,7 +290,7 @@ mod tests {
 
     #[test]
     fn hello_of_a_stranger_is_refused() {
-        assert!(matches!(peers().meet(&hello_of(7)), Err(HelloError::NoVoter { .. })));
+        assert!(matches!(peers().meet(&hello_of(7)), Err(HelloError::NoMember { .. })));
     }
 
     #[test]
@@ -248,5 +306,39 @@ mod tests {
     fn hello_without_an_identity_is_refused() {
         let hello = v1::PeerHello { replica_id: vec![1, 2].into(), ..hello_of(2) };
         assert!(matches!(peers().meet(&hello), Err(HelloError::Nonsense(_))));
+    }
+
+    fn changed(peers: &Peers, changes: &[Change]) -> Configuration {
+        let next = |config: Configuration, change: &Change| config.apply(change).expect("a change that can be");
+        let newest = changes.iter().fold(peers.config(), next);
+        let height = lockstep_types::Height::new(9);
+        peers.update(&MembershipStatus { committed: newest.clone(), height, settled: true, newest: newest.clone() });
+        newest
+    }
+
+    #[test]
+    fn hello_of_a_removed_replica_is_refused_and_told_so() {
+        let peers = peers();
+        changed(&peers, &[Change::Remove { slot: Slot::new(2) }]);
+        let refused = peers.meet(&hello_of(2)).expect_err("it left");
+        assert!(refused.to_string().contains("never returns; give it an empty data directory"), "{refused}");
+        assert!(peers.meet(&hello_of(3)).is_ok());
+    }
+
+    #[test]
+    fn hello_of_a_newcomer_is_taken_once_its_addition_is_known() {
+        let peers = peers();
+        assert!(peers.meet(&hello_of(7)).is_err());
+        changed(&peers, &[Change::AddStandby { replica: ReplicaId::from_bytes([7; 16]) }]);
+        assert_eq!(peers.meet(&hello_of(7)), Ok(Who::Member(Slot::new(4))));
+    }
+
+    #[test]
+    fn hello_of_one_who_knows_a_later_membership_is_taken() {
+        // This replica was away while r4 joined; it could never catch up if it spoke to nobody that it does not know.
+        let ahead = v1::PeerHello { slot: 4, epoch: 3, ..hello_of(7) };
+        assert_eq!(peers().meet(&ahead), Ok(Who::Member(Slot::new(4))));
+        let lying = v1::PeerHello { slot: 2, epoch: 3, ..hello_of(7) };
+        assert!(matches!(peers().meet(&lying), Err(HelloError::NoMember { .. })));
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use lockstep_consensus::Message;
 use lockstep_engine::engine::Outgoing;
 use lockstep_engine::{ForwardResult, PeerMessage};
@@ -166,7 +167,12 @@ fn size(message: &PeerMessage) -> usize {
             PeerMessage::Consensus(_) => 0,
             PeerMessage::Forward { command, .. } => command.len(),
             PeerMessage::ForwardReply { result: ForwardResult::Outcome(Outcome::Replied { reply }), .. } => reply.len(),
-            PeerMessage::ForwardReply { .. } | PeerMessage::ReadIndex { .. } | PeerMessage::ReadIndexReply { .. } => 0,
+            PeerMessage::Chunk { bytes, .. } => bytes.as_ref().map_or(0, Bytes::len),
+            PeerMessage::Snapshots { kept, .. } => 128 * kept.len(),
+            PeerMessage::ForwardReply { .. }
+            | PeerMessage::ReadIndex { .. }
+            | PeerMessage::ReadIndexReply { .. }
+            | PeerMessage::FetchChunk { .. } => 0,
         }
 }
 

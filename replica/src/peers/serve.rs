@@ -14,7 +14,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::core::CoreHandle;
-use crate::peers::{Peers, Who, convert};
+use crate::peers::{Peers, Who, convert, dial_back};
 use crate::process::Process;
 
 /// How long a caller may take to say who it is.
@@ -43,7 +43,7 @@ impl v1::peer_server::Peer for PeerService {
             return Err(Status::invalid_argument("the first frame must be a Hello, within five seconds"));
         };
         let from = match running.peers.meet(&hello) {
-            Ok(Who::Voter(slot)) => Some(slot),
+            Ok(Who::Member(slot)) => Some(slot),
             // It dialled itself and finds out from the answer.
             Ok(Who::Myself) => None,
             Err(error) => {
@@ -56,6 +56,7 @@ impl v1::peer_server::Peer for PeerService {
         answers.try_send(Ok(running.peers.hello())).expect("a new channel has room");
         if let Some(from) = from {
             tracing::debug!("{from} opened a stream from {caller}");
+            dial_back(&self.process, &running.peers, from, &hello.peer_address);
             let reading = Reading { from, core: running.core.clone(), peers: Arc::clone(&running.peers) };
             let process = Arc::clone(&self.process);
             tokio::spawn(async move {

@@ -20,7 +20,7 @@ async fn health(replica: &Replica, service: &str) -> ServingStatus {
     client.check(request).await.expect("it is up").into_inner().status()
 }
 
-async fn metrics(replica: &Replica) -> String {
+pub async fn metrics(replica: &Replica) -> String {
     let mut stream = TcpStream::connect(replica.metrics_address()).await.expect("it is up");
     stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: replica\r\nConnection: close\r\n\r\n").await.expect("it listens");
     let mut page = String::new();

@@ -32,6 +32,9 @@ fn hello(genesis: &Genesis, voter: usize) -> v1::PeerHello {
         replica_id: id_bytes(genesis.voters[voter].as_bytes()),
         boot: 1000,
         client_address: String::new(),
+        slot: u32::try_from(voter).expect("a few voters") + 1,
+        epoch: 1,
+        peer_address: String::new(),
     }
 }
 
@@ -84,7 +87,7 @@ async fn peer_that_does_not_vote_is_refused() {
     hello.replica_id = vec![5; 16].into();
     let refused = call(&service.replicas[0], hello).await.expect_err("a stranger");
     assert_eq!(refused.code(), Code::FailedPrecondition);
-    assert!(refused.message().contains("is no voter of service"), "{refused}");
+    assert!(refused.message().contains("is no member of service"), "{refused}");
 }
 
 #[tokio::test]

@@ -116,6 +116,14 @@ impl Replica {
         self.child = Some(child.expect("the binary was built"));
     }
 
+    /// Moves the data away and gives the path: what is left is a replica with an empty disk. Not while it runs.
+    pub fn lose_disk(&mut self) -> PathBuf {
+        assert!(self.child.is_none(), "{} runs", self.ip);
+        let kept = self.data.with_extension("kept");
+        fs::rename(&self.data, &kept).expect("a directory of our own");
+        kept
+    }
+
     pub fn runs(&mut self) -> bool {
         self.child.as_mut().is_some_and(|child| child.try_wait().expect("our own child").is_none())
     }
@@ -217,7 +225,7 @@ impl Drop for Replica {
 pub struct Service {
     pub replicas: Vec<Replica>,
     pub genesis: Option<Genesis>,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Service {
@@ -237,24 +245,44 @@ impl Service {
         let ips: Vec<Ipv4Addr> = (0..count).map(|_| address()).collect();
         let peers: Vec<String> = ips.iter().map(|ip| format!("{ip}:{}", limits::PEER_PORT)).collect();
         let replicas = ips.iter().map(|ip| Replica::new(&dir, *ip, &peers.join(","))).collect();
-        Service { replicas, genesis: None, _dir: dir }
+        Service { replicas, genesis: None, dir }
     }
 
     /// Replicas of a service that was born and has a leader.
     pub async fn born(count: usize) -> Self {
+        Self::born_with(count, |_| {}).await
+    }
+
+    /// The same with another genesis.
+    pub async fn born_with(count: usize, change: impl FnOnce(&mut Genesis)) -> Self {
         let mut service = Self::unborn(count).await;
-        service.give_birth().await;
+        service.give_birth_with(change).await;
         service.leader().await;
         service
     }
 
+    /// One more replica that was never started, at an address of its own that nobody was told of. Gives its index.
+    pub fn newcomer(&mut self) -> usize {
+        let peers: Vec<String> = self.replicas.iter().map(Replica::peer_address).collect();
+        let mut replica = Replica::new(&self.dir, address(), &peers.join(","));
+        let advertised = replica.peer_address();
+        replica.option(&format!("--advertise-peer={advertised}"));
+        self.replicas.push(replica);
+        self.replicas.len() - 1
+    }
+
     /// Makes a genesis of all replicas and gives it to each.
     pub async fn give_birth(&mut self) {
+        self.give_birth_with(|_| {}).await;
+    }
+
+    async fn give_birth_with(&mut self, change: impl FnOnce(&mut Genesis)) {
         let mut voters = Vec::new();
         for replica in &self.replicas {
             voters.push(replica.up().await.replica);
         }
-        let genesis = genesis(1, voters);
+        let mut genesis = genesis(1, voters);
+        change(&mut genesis);
         for replica in &self.replicas {
             assert!(offer(replica, &genesis, TOKEN).await.expect("a genesis that fits"), "it is new");
         }

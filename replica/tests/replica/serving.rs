@@ -58,7 +58,8 @@ impl Stream {
 }
 
 pub fn request(id: u64, operation: Operation) -> v1::Request {
-    v1::Request { id, operation: Some(operation.into()), ..v1::Request::default() }
+    let operation = operation.try_into().expect("an operation for clients");
+    v1::Request { id, operation: Some(operation), ..v1::Request::default() }
 }
 
 pub fn command(id: u64, command: Command) -> v1::Request {

@@ -11,9 +11,10 @@ use bytes::Bytes;
 use crate::codec::{DecodeError, Reader, Writer};
 use crate::ids::{Digest, Epoch, Height, LogTime, ServiceId, View};
 use crate::limits::{BLOCK_BYTES_MAX, BLOCK_COMMANDS_MAX, FORMAT_VERSION};
+use crate::membership::Change;
 
-/// Canonical bytes of a header.
-pub const HEADER_BYTES: usize = 2 + 16 + 8 + 12 + 8 + 32 + 32 + 8;
+/// Canonical bytes of a header at most.
+pub const HEADER_BYTES_MAX: usize = 2 + 16 + 8 + 12 + 8 + 32 + 32 + 8 + Change::BYTES_MAX;
 
 /// What a block is and where it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,12 +33,15 @@ pub struct BlockHeader {
     pub body: Digest,
     /// Never lower than the parent's.
     pub log_time: LogTime,
+    /// A change of membership, in force above this height. Such a block has no commands. It stands in the header, so that
+    /// whoever follows a chain of headers knows who counts.
+    pub change: Option<Change>,
 }
 
 impl BlockHeader {
-    /// The canonical bytes, [`HEADER_BYTES`] of them.
+    /// The canonical bytes, at most [`HEADER_BYTES_MAX`] of them.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Writer::with_capacity(HEADER_BYTES);
+        let mut out = Writer::with_capacity(HEADER_BYTES_MAX);
         out.u16(FORMAT_VERSION)
             .raw(self.service.as_bytes())
             .u64(self.epoch.get())
@@ -46,13 +50,14 @@ impl BlockHeader {
             .raw(self.parent.as_bytes())
             .raw(self.body.as_bytes())
             .u64(self.log_time.as_millis());
+        Change::write(self.change.as_ref(), &mut out);
         out.finish()
     }
 
     /// Reads a header from the front of `reader`.
     ///
     /// # Errors
-    /// Truncated bytes, or a version newer than [`FORMAT_VERSION`].
+    /// Truncated bytes, an unknown change, or a version newer than [`FORMAT_VERSION`].
     pub fn decode(reader: &mut Reader) -> Result<Self, DecodeError> {
         let found = reader.u16("block version")?;
         if found > FORMAT_VERSION {
@@ -66,6 +71,7 @@ impl BlockHeader {
             parent: reader.digest("block parent")?,
             body: reader.digest("block body digest")?,
             log_time: reader.log_time("block log time")?,
+            change: Change::read(reader)?,
         })
     }
 }
@@ -151,7 +157,8 @@ impl Block {
     /// Reads a block of exactly these bytes and checks the body against the header.
     ///
     /// # Errors
-    /// As [`BlockHeader::decode`]; a body that is too large, is not a list of commands, or not the one the header names.
+    /// As [`BlockHeader::decode`]; a body that is too large, is not a list of commands, or not the one the header names; or
+    /// commands beside a change.
     pub fn decode(bytes: Bytes) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(bytes);
         let header = BlockHeader::decode(&mut reader)?;
@@ -159,7 +166,10 @@ impl Block {
         if Digest::of(&body) != header.body {
             return Err(DecodeError::OutOfRange { what: "block body digest" });
         }
-        decode_body(&body)?;
+        let commands = decode_body(&body)?;
+        if header.change.is_some() && !commands.is_empty() {
+            return Err(DecodeError::OutOfRange { what: "body of a block with a change" });
+        }
         Ok(Block { header, hash: Digest::of(&header.encode()), body })
     }
 }

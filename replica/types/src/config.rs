@@ -1,6 +1,8 @@
-//! Who counts, and how many are enough. Votes and certificates are counted by a [`Configuration`] value and nothing else.
+//! Which failures a service survives, and its one-time birth.
+//!
+//! Not here: who counts later (module `membership`).
 
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeSet;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -9,8 +11,9 @@ use bytes::Bytes;
 use thiserror::Error;
 
 use crate::codec::{DecodeError, Reader, Writer};
-use crate::ids::{Epoch, ReplicaId, ServiceId, Slot};
+use crate::ids::{ReplicaId, ServiceId};
 use crate::limits::FORMAT_VERSION;
+use crate::membership::Configuration;
 
 /// Which failures a service survives. The Byzantine model joins this enum once it works.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,13 +38,13 @@ impl FaultModel {
         }
     }
 
-    fn tag(self) -> u8 {
+    pub(crate) fn tag(self) -> u8 {
         match self {
             FaultModel::Crash => 1,
         }
     }
 
-    fn from_tag(tag: u8) -> Result<Self, DecodeError> {
+    pub(crate) fn from_tag(tag: u8) -> Result<Self, DecodeError> {
         match tag {
             1 => Ok(FaultModel::Crash),
             tag => Err(DecodeError::UnknownTag { what: "fault model", tag }),
@@ -54,71 +57,6 @@ impl fmt::Display for FaultModel {
         match self {
             FaultModel::Crash => f.write_str("Crash"),
         }
-    }
-}
-
-/// The voters of one epoch. Invariant: at least one voter, no identity twice.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Configuration {
-    epoch: Epoch,
-    fault_model: FaultModel,
-    voters: BTreeMap<Slot, ReplicaId>,
-}
-
-impl Configuration {
-    /// The epoch that this configuration decides.
-    pub fn epoch(&self) -> Epoch {
-        self.epoch
-    }
-
-    /// The fault model.
-    pub fn fault_model(&self) -> FaultModel {
-        self.fault_model
-    }
-
-    /// Voters by slot.
-    pub fn voters(&self) -> &BTreeMap<Slot, ReplicaId> {
-        &self.voters
-    }
-
-    /// The identity in `slot`.
-    pub fn voter(&self, slot: Slot) -> Option<ReplicaId> {
-        self.voters.get(&slot).copied()
-    }
-
-    /// The slot of `replica`, if it is a voter.
-    pub fn slot_of(&self, replica: ReplicaId) -> Option<Slot> {
-        self.voters.iter().find(|(_, id)| **id == replica).map(|(slot, _)| *slot)
-    }
-
-    /// How many votes are enough.
-    pub fn quorum(&self) -> usize {
-        self.fault_model.quorum(self.voters.len())
-    }
-
-    /// How many voters may fail: f.
-    pub fn tolerated(&self) -> usize {
-        self.fault_model.tolerated(self.voters.len())
-    }
-
-    /// Whether these slots, counted once each and only if they vote, are enough.
-    pub fn is_quorum(&self, slots: impl IntoIterator<Item = Slot>) -> bool {
-        let voting: BTreeSet<Slot> = slots.into_iter().filter(|slot| self.voters.contains_key(slot)).collect();
-        voting.len() >= self.quorum()
-    }
-
-    /// The greatest value that a quorum has reached, where `reached` holds each voter's value and a missing one counts as
-    /// the least. Etcd's quorum package does the same by sorting.
-    pub fn reached_by_quorum<T: Ord + Default + Copy>(&self, reached: impl Fn(Slot) -> Option<T>) -> T {
-        let mut values: Vec<T> = self.voters.keys().map(|slot| reached(*slot).unwrap_or_default()).collect();
-        values.sort_unstable_by(|a, b| b.cmp(a));
-        values[self.quorum() - 1]
-    }
-
-    /// The voter after `slot` in round robin.
-    pub fn successor(&self, slot: Slot) -> Slot {
-        let after = self.voters.range(Slot::new(slot.get().saturating_add(1))..).next();
-        *after.or_else(|| self.voters.first_key_value()).expect("a configuration has a voter").0
     }
 }
 
@@ -223,8 +161,7 @@ impl Genesis {
 
     /// The configuration of the first epoch. Slots count from 1.
     pub fn configuration(&self) -> Configuration {
-        let voters = (1..).map(Slot::new).zip(self.voters.iter().copied()).collect();
-        Configuration { epoch: Epoch::FIRST, fault_model: self.fault_model, voters }
+        Configuration::first(self.fault_model, &self.voters)
     }
 
     /// Canonical bytes.

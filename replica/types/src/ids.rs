@@ -47,7 +47,8 @@ impl fmt::Display for Height {
     }
 }
 
-/// Number of a voter within a service. Given to an identity when it becomes a voter, never reused (PROTOCOL §1).
+/// Number of a member within a service. Given to an identity when it enters, first voters or standby, and never reused once
+/// that is committed (PROTOCOL §1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot(u32);
 
@@ -95,7 +96,7 @@ impl fmt::Display for View {
     }
 }
 
-/// Number of a configuration: 1 at genesis, one more with every change of voters.
+/// Number of a configuration: 1 at genesis, one more with every change of members.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(u64);
 

@@ -17,3 +17,9 @@ pub const WINDOW_BLOCKS: u64 = 16;
 
 /// Requests of one session in flight: a sequence number above `acknowledged + SESSION_WINDOW` is refused.
 pub const SESSION_WINDOW: u64 = 64;
+
+/// Voters at most: seven, and one more on each side of a swap.
+pub const VOTERS_MAX: usize = 9;
+
+/// Standbys at most: as many as voters, so that all may be swapped in one sweep.
+pub const STANDBYS_MAX: usize = 9;

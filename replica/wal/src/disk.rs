@@ -19,6 +19,14 @@ pub trait Disk: Send + Sync + 'static {
     /// Fills `buf` from `offset`; [`io::ErrorKind::UnexpectedEof`] if the file ends before.
     fn read_at(&self, name: &str, offset: u64, buf: &mut [u8]) -> io::Result<()>;
 
+    /// The whole of a small file.
+    fn read(&self, name: &str) -> io::Result<Vec<u8>> {
+        let length = usize::try_from(self.len(name)?).map_err(io::Error::other)?;
+        let mut bytes = vec![0; length];
+        self.read_at(name, 0, &mut bytes)?;
+        Ok(bytes)
+    }
+
     /// Makes a file of `len` zero bytes, with its blocks allocated; file and directory are synced. The name is free.
     fn allocate(&self, name: &str, len: u64) -> io::Result<()>;
 

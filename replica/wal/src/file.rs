@@ -117,6 +117,11 @@ impl Disk for FileDisk {
         self.file(name)?.read_exact_at(buf, offset)
     }
 
+    // Small files are many: none stays open.
+    fn read(&self, name: &str) -> io::Result<Vec<u8>> {
+        fs::read(self.path(name))
+    }
+
     fn allocate(&self, name: &str, len: u64) -> io::Result<()> {
         self.make(name, |file| {
             // Zeros, not only blocks: the first write into a block that is merely reserved makes its sync twice as slow.

@@ -6,7 +6,7 @@ use core::fmt;
 use core::time::Duration;
 
 use bytes::Bytes;
-use lockstep_types::{Digest, Epoch, Genesis, Height, ReplicaId, ServiceId, Slot, View};
+use lockstep_types::{Configuration, Digest, Epoch, Genesis, Height, ReplicaId, ServiceId, Slot, View};
 
 use crate::convert::{self, WireError};
 use crate::v1;
@@ -26,7 +26,7 @@ pub struct ReplicaStatus {
     pub role: Role,
     /// Its view; [`View::ZERO`] before genesis.
     pub view: View,
-    /// Its slot; none if it does not vote.
+    /// Its slot; none before it is a member.
     pub slot: Option<Slot>,
     /// The configuration that it knows; none before genesis.
     pub epoch: Option<Epoch>,
@@ -46,14 +46,18 @@ pub struct ReplicaStatus {
     pub not_ready: Option<String>,
     /// The genesis that it started from.
     pub genesis: Option<Genesis>,
-    /// The voters of the epoch, by slot.
-    pub voters: Vec<VoterStatus>,
+    /// The members of the newest configuration that it knows, by slot.
+    pub members: Vec<MemberStatus>,
     /// The rolling execution digest at `applied`.
     pub digest: Option<Digest>,
     /// The built-in state machine; empty before genesis.
     pub state_machine: String,
     /// Time since the process started.
     pub uptime: Duration,
+    /// Who belongs to the service; none before genesis.
+    pub membership: Option<Membership>,
+    /// Its snapshots; the default before genesis.
+    pub snapshots: SnapshotsStatus,
 }
 
 impl ReplicaStatus {
@@ -71,7 +75,7 @@ impl ReplicaStatus {
 /// A replica's part in its view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
-    /// Before genesis, or not a voter.
+    /// Before genesis, or not a member.
     None,
     /// Follows a leader.
     Follower,
@@ -92,9 +96,9 @@ impl fmt::Display for Role {
     }
 }
 
-/// A voter as another replica sees it.
+/// A member as another replica sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VoterStatus {
+pub struct MemberStatus {
     /// Its identity.
     pub replica: ReplicaId,
     /// Its slot.
@@ -103,6 +107,75 @@ pub struct VoterStatus {
     pub acknowledged: Height,
     /// On the leader: it answered recently.
     pub connected: bool,
+    /// It votes; else it is a standby.
+    pub votes: bool,
+}
+
+/// Who belongs to the service, as one replica knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Membership {
+    /// The newest configuration known to be committed.
+    pub configuration: Configuration,
+    /// The height of the change that brought it.
+    pub height: Height,
+    /// Who left with that change is needed no more: pod and volume may go.
+    pub settled: bool,
+}
+
+impl From<Membership> for v1::Membership {
+    fn from(membership: Membership) -> Self {
+        v1::Membership {
+            configuration: Bytes::from(membership.configuration.encode()),
+            height: membership.height.get(),
+            settled: membership.settled,
+        }
+    }
+}
+
+impl TryFrom<v1::Membership> for Membership {
+    type Error = WireError;
+
+    fn try_from(membership: v1::Membership) -> Result<Self, WireError> {
+        let configuration = Configuration::decode(membership.configuration)
+            .map_err(|error| WireError::Decode { field: "membership.configuration", error })?;
+        Ok(Membership { configuration, height: Height::new(membership.height), settled: membership.settled })
+    }
+}
+
+/// Snapshots as one replica knows them. The counters start at 0 with its process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SnapshotsStatus {
+    /// The newest one on its disk.
+    pub newest: Option<Height>,
+    /// The newest one that a quorum has alike, as it knows since its start; at most `newest`.
+    pub agreed: Option<Height>,
+    /// Its log holds the blocks above this height; zero: all of them.
+    pub log_begins_above: Height,
+    /// One that it is fetching from peers.
+    pub fetching: Option<SnapshotFetch>,
+    /// Why the last one was not taken or fetched; none once one was.
+    pub trouble: Option<String>,
+    /// Snapshots written.
+    pub taken: u64,
+    /// Snapshot points left out: the disk refused, or the one before was still being written.
+    pub left_out: u64,
+    /// Snapshots of peers that took the place of the state.
+    pub installed: u64,
+    /// Attempts to fetch one that came to nothing.
+    pub install_failures: u64,
+    /// Chunks served to peers.
+    pub chunks_served: u64,
+}
+
+/// A snapshot on its way from peers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnapshotFetch {
+    /// Its height.
+    pub height: Height,
+    /// Chunks on the disk.
+    pub chunks: u64,
+    /// Chunks that it has; 0 until that is known.
+    pub of: u64,
 }
 
 impl From<Role> for v1::Role {
@@ -148,10 +221,12 @@ impl From<ReplicaStatus> for v1::StatusResponse {
             ready: status.not_ready.is_none(),
             not_ready_reason: status.not_ready.unwrap_or_default(),
             genesis: status.genesis.map(|genesis| Bytes::from(genesis.encode())).unwrap_or_default(),
-            voters: status.voters.into_iter().map(v1::Voter::from).collect(),
+            members: status.members.into_iter().map(v1::Member::from).collect(),
             digest: status.digest.map(|digest| convert::digest_bytes(&digest)).unwrap_or_default(),
             state_machine: status.state_machine,
             uptime_ms: millis(status.uptime),
+            membership: status.membership.map(v1::Membership::from),
+            snapshots: Some(status.snapshots.into()),
         }
     }
 }
@@ -193,34 +268,81 @@ impl TryFrom<v1::StatusResponse> for ReplicaStatus {
             leader_heard: status.leader_heard_ms.map(Duration::from_millis),
             not_ready,
             genesis,
-            voters: status.voters.into_iter().map(VoterStatus::try_from).collect::<Result<_, _>>()?,
+            members: status.members.into_iter().map(MemberStatus::try_from).collect::<Result<_, _>>()?,
             digest: (!status.digest.is_empty()).then(|| convert::digest("digest", &status.digest)).transpose()?,
             state_machine: status.state_machine,
             uptime: Duration::from_millis(status.uptime_ms),
+            membership: status.membership.map(Membership::try_from).transpose()?,
+            snapshots: status.snapshots.map(SnapshotsStatus::from).unwrap_or_default(),
         })
     }
 }
 
-impl From<VoterStatus> for v1::Voter {
-    fn from(voter: VoterStatus) -> Self {
-        v1::Voter {
-            replica_id: convert::id_bytes(voter.replica.as_bytes()),
-            slot: voter.slot.get(),
-            acknowledged: voter.acknowledged.get(),
-            connected: voter.connected,
+impl From<SnapshotsStatus> for v1::SnapshotsStatus {
+    fn from(status: SnapshotsStatus) -> Self {
+        v1::SnapshotsStatus {
+            height: status.newest.map_or(0, Height::get),
+            agreed_height: status.agreed.map_or(0, Height::get),
+            log_begins_above: status.log_begins_above.get(),
+            fetching: status.fetching.map(|fetch| v1::SnapshotFetch {
+                height: fetch.height.get(),
+                chunks: fetch.chunks,
+                of: fetch.of,
+            }),
+            trouble: status.trouble.unwrap_or_default(),
+            taken: status.taken,
+            left_out: status.left_out,
+            installed: status.installed,
+            install_failures: status.install_failures,
+            chunks_served: status.chunks_served,
         }
     }
 }
 
-impl TryFrom<v1::Voter> for VoterStatus {
+impl From<v1::SnapshotsStatus> for SnapshotsStatus {
+    fn from(status: v1::SnapshotsStatus) -> Self {
+        let height = |height: u64| (height != 0).then(|| Height::new(height));
+        SnapshotsStatus {
+            newest: height(status.height),
+            agreed: height(status.agreed_height),
+            log_begins_above: Height::new(status.log_begins_above),
+            fetching: status.fetching.map(|fetch| SnapshotFetch {
+                height: Height::new(fetch.height),
+                chunks: fetch.chunks,
+                of: fetch.of,
+            }),
+            trouble: Some(status.trouble).filter(|trouble| !trouble.is_empty()),
+            taken: status.taken,
+            left_out: status.left_out,
+            installed: status.installed,
+            install_failures: status.install_failures,
+            chunks_served: status.chunks_served,
+        }
+    }
+}
+
+impl From<MemberStatus> for v1::Member {
+    fn from(member: MemberStatus) -> Self {
+        v1::Member {
+            replica_id: convert::id_bytes(member.replica.as_bytes()),
+            slot: member.slot.get(),
+            acknowledged: member.acknowledged.get(),
+            connected: member.connected,
+            standby: !member.votes,
+        }
+    }
+}
+
+impl TryFrom<v1::Member> for MemberStatus {
     type Error = WireError;
 
-    fn try_from(voter: v1::Voter) -> Result<Self, WireError> {
-        Ok(VoterStatus {
-            replica: convert::replica_id("voter.replica_id", &voter.replica_id)?,
-            slot: Slot::new(voter.slot),
-            acknowledged: Height::new(voter.acknowledged),
-            connected: voter.connected,
+    fn try_from(member: v1::Member) -> Result<Self, WireError> {
+        Ok(MemberStatus {
+            replica: convert::replica_id("member.replica_id", &member.replica_id)?,
+            slot: Slot::new(member.slot),
+            acknowledged: Height::new(member.acknowledged),
+            connected: member.connected,
+            votes: !member.standby,
         })
     }
 }

@@ -56,6 +56,12 @@ pub enum WireError {
         /// The number.
         value: i32,
     },
+    /// A command that only admin calls put into the log.
+    #[error("a {command} command is not for clients; an admin call puts it into the log")]
+    NotForClients {
+        /// The command.
+        command: &'static str,
+    },
     /// Canonical bytes in a field that do not decode.
     #[error("{field} does not decode: {error}")]
     Decode {
@@ -225,9 +231,12 @@ impl From<v1::SessionId> for SessionId {
     }
 }
 
-impl From<Operation> for v1::request::Operation {
-    fn from(operation: Operation) -> Self {
-        match operation {
+impl TryFrom<Operation> for v1::request::Operation {
+    type Error = WireError;
+
+    /// Refuses [`Command::Snapshot`]: clients have no request for it, `Admin.TakeSnapshot` is the only way.
+    fn try_from(operation: Operation) -> Result<Self, WireError> {
+        Ok(match operation {
             Operation::Command(Command::OpenSession { nonce }) => {
                 v1::request::Operation::OpenSession(v1::OpenSession { nonce: id_bytes(&nonce) })
             }
@@ -246,9 +255,9 @@ impl From<Operation> for v1::request::Operation {
                 v1::request::Operation::Resolve(v1::Resolve { session: Some(session.into()), sequence })
             }
             Operation::Command(Command::Plain { body }) => v1::request::Operation::Plain(v1::Plain { body }),
-            Operation::Command(Command::Snapshot) => v1::request::Operation::Snapshot(v1::Empty {}),
+            Operation::Command(Command::Snapshot) => return Err(WireError::NotForClients { command: "snapshot" }),
             Operation::Read { body } => v1::request::Operation::Read(v1::Read { body }),
-        }
+        })
     }
 }
 
@@ -275,7 +284,6 @@ pub fn operation(operation: Option<v1::request::Operation>) -> Result<Operation,
             sequence: resolve.sequence,
         }),
         v1::request::Operation::Plain(plain) => Operation::Command(Command::Plain { body: bounded(plain.body)? }),
-        v1::request::Operation::Snapshot(v1::Empty {}) => Operation::Command(Command::Snapshot),
         v1::request::Operation::Read(read) => Operation::Read { body: bounded(read.body)? },
     })
 }
@@ -299,7 +307,10 @@ impl From<Outcome> for v1::response::Result {
             Outcome::AlreadyAcknowledged => v1::response::Result::AlreadyAcknowledged(v1::Empty {}),
             Outcome::Evicted => v1::response::Result::Evicted(v1::Empty {}),
             Outcome::Invalid { reason } => v1::response::Result::Invalid(reason.to_string()),
-            Outcome::SnapshotPoint { height } => v1::response::Result::SnapshotPoint(height.get()),
+            // No request of a client has this outcome.
+            outcome @ Outcome::SnapshotPoint { .. } => {
+                v1::response::Result::Invalid(format!("unexpected outcome: {outcome}"))
+            }
         }
     }
 }
@@ -333,7 +344,6 @@ pub fn answer(result: Option<v1::response::Result>) -> Result<Answer, WireError>
         v1::response::Result::OverWindowLimit(limit) => Outcome::OverWindow { limit },
         v1::response::Result::AlreadyAcknowledged(v1::Empty {}) => Outcome::AlreadyAcknowledged,
         v1::response::Result::Evicted(v1::Empty {}) => Outcome::Evicted,
-        v1::response::Result::SnapshotPoint(height) => Outcome::SnapshotPoint { height: Height::new(height) },
         v1::response::Result::Invalid(reason) => return Ok(Answer::Invalid { reason }),
         v1::response::Result::Refusal(refusal) => return Ok(Answer::Refused(refusal.try_into()?)),
     }))

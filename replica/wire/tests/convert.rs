@@ -10,7 +10,8 @@ use lockstep_types::{
 };
 use lockstep_wire::v1::refusal::Reason;
 use lockstep_wire::{
-    Answer, FILE_DESCRIPTOR_SET, Leader, Operation, Refusal, ReplicaStatus, Role, VoterStatus, WireError, convert, v1,
+    Answer, FILE_DESCRIPTOR_SET, Leader, MemberStatus, Membership, Operation, Refusal, ReplicaStatus, Role,
+    SnapshotFetch, SnapshotsStatus, WireError, convert, v1,
 };
 use prost::Message;
 
@@ -32,11 +33,11 @@ fn operation_each_kind_comes_back() {
         Operation::Command(Command::Execute { session: SESSION, sequence: 5, acknowledged: 4, body: body(3) }),
         Operation::Command(Command::Resolve { session: SESSION, sequence: 5 }),
         Operation::Command(Command::Plain { body: body(REQUEST_BYTES_MAX) }),
-        Operation::Command(Command::Snapshot),
         Operation::Read { body: body(0) },
     ];
     for operation in operations {
-        let request = v1::Request { operation: Some(operation.clone().into()), ..v1::Request::default() };
+        let wire = operation.clone().try_into().unwrap();
+        let request = v1::Request { operation: Some(wire), ..v1::Request::default() };
         assert_eq!(convert::operation(over_the_wire(&request).operation), Ok(operation));
     }
 }
@@ -59,7 +60,6 @@ fn answer_each_kind_comes_back() {
         Answer::Outcome(Outcome::OverWindow { limit: 64 }),
         Answer::Outcome(Outcome::AlreadyAcknowledged),
         Answer::Outcome(Outcome::Evicted),
-        Answer::Outcome(Outcome::SnapshotPoint { height: Height::new(7) }),
         Answer::Invalid { reason: "why".to_owned() },
         Answer::Refused(refusal(None)),
         Answer::Refused(refusal(Some(leader))),
@@ -91,6 +91,25 @@ fn operation_malformed_is_refused_in_words() {
         refused(Some(v1::request::Operation::Plain(plain))),
         "request body has 1048577 bytes; at most 1048576 are taken"
     );
+}
+
+#[test]
+fn snapshot_of_a_client_is_refused_in_words() {
+    let refused = v1::request::Operation::try_from(Operation::Command(Command::Snapshot)).unwrap_err();
+    assert_eq!(refused.to_string(), "a snapshot command is not for clients; an admin call puts it into the log");
+    // Whatever number a client gives to its operation.
+    for field in 1..16 {
+        let Ok(request) = v1::Request::decode(Bytes::from(vec![field << 3 | 2, 0])) else { continue };
+        let operation = convert::operation(request.operation);
+        assert!(!matches!(operation, Ok(Operation::Command(Command::Snapshot))), "field {field}: {operation:?}");
+    }
+}
+
+#[test]
+fn outcome_of_a_snapshot_is_no_answer_for_a_client() {
+    let response = convert::response(1, Outcome::SnapshotPoint { height: Height::new(7) });
+    let reason = "unexpected outcome: snapshot point 7".to_owned();
+    assert_eq!(convert::answer(response.result), Ok(Answer::Invalid { reason }));
 }
 
 #[test]
@@ -147,16 +166,39 @@ fn status() -> ReplicaStatus {
         leader_head: Some(Height::new(15)),
         leader_heard: Some(Duration::from_millis(20)),
         not_ready: Some("5 blocks behind".to_owned()),
+        membership: Some(Membership { configuration: genesis.configuration(), height: Height::new(8), settled: true }),
         genesis: Some(genesis),
-        voters: vec![VoterStatus {
-            replica: ReplicaId::from_bytes([6; 16]),
-            slot: Slot::new(1),
-            acknowledged: Height::new(12),
-            connected: true,
-        }],
+        members: vec![
+            MemberStatus {
+                replica: ReplicaId::from_bytes([6; 16]),
+                slot: Slot::new(1),
+                acknowledged: Height::new(12),
+                connected: true,
+                votes: true,
+            },
+            MemberStatus {
+                replica: ReplicaId::from_bytes([7; 16]),
+                slot: Slot::new(2),
+                acknowledged: Height::new(3),
+                connected: false,
+                votes: false,
+            },
+        ],
         digest: Some(Digest::of(b"state")),
         state_machine: "KeyValue".to_owned(),
         uptime: Duration::from_secs(60),
+        snapshots: SnapshotsStatus {
+            newest: Some(Height::new(9)),
+            agreed: Some(Height::new(6)),
+            log_begins_above: Height::new(3),
+            fetching: Some(SnapshotFetch { height: Height::new(12), chunks: 1, of: 4 }),
+            trouble: Some("no peer sends snapshot 9".to_owned()),
+            taken: 1,
+            left_out: 2,
+            installed: 3,
+            install_failures: 4,
+            chunks_served: 5,
+        },
     }
 }
 
@@ -183,13 +225,22 @@ fn status_before_genesis_comes_back() {
         leader_heard: None,
         not_ready: Some("waiting for genesis".to_owned()),
         genesis: None,
-        voters: vec![],
+        members: vec![],
+        membership: None,
         digest: None,
         state_machine: String::new(),
+        snapshots: SnapshotsStatus::default(),
         ..status()
     };
     let wire = over_the_wire(&v1::StatusResponse::from(fresh.clone()));
     assert_eq!(ReplicaStatus::try_from(wire), Ok(fresh));
+}
+
+#[test]
+fn status_of_a_release_without_snapshots_has_none() {
+    let older = v1::StatusResponse { snapshots: None, ..status().into() };
+    let expected = ReplicaStatus { snapshots: SnapshotsStatus::default(), ..status() };
+    assert_eq!(ReplicaStatus::try_from(over_the_wire(&older)), Ok(expected));
 }
 
 #[test]

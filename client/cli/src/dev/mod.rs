@@ -135,7 +135,7 @@ fn birth(service: &ReplicatedService, statuses: &[ReplicaStatus]) -> Genesis {
 async fn give(fleet: &Fleet, folder: &Folder, genesis: &Genesis, statuses: &[ReplicaStatus]) -> Result<(), Ended> {
     let strangers: Vec<(usize, ReplicaId)> = (0..)
         .zip(statuses)
-        .filter(|(_, status)| !genesis.voters.contains(&status.replica))
+        .filter(|(_, status)| !genesis.voters.contains(&status.replica) && status.genesis.is_none())
         .map(|(index, status)| (index, status.replica))
         .collect();
     let lost = |index: usize| format!("r{}", index + 1);
@@ -150,7 +150,10 @@ async fn give(fleet: &Fleet, folder: &Folder, genesis: &Genesis, statuses: &[Rep
     for (index, status) in statuses.iter().enumerate() {
         if strangers.contains(&(index, status.replica)) {
             println!(
-                "{} has lost its data and is a new replica; taking one in is not implemented yet, the others go on",
+                "{} has lost its data and is a new replica; the others go on. To take it in: lockstep members add {} --voter, \
+                 then remove the old one: lockstep members remove {}",
+                lost(index),
+                fleet.ports().client(index),
                 lost(index)
             );
         } else {
@@ -175,12 +178,13 @@ fn print_ready(args: &DevArgs, fleet: &Fleet, leader: usize, took: Duration) {
     if args.demo {
         return;
     }
-    let first = fleet.ports().client(0);
-    let option = if args.port_base == 7400 { String::new() } else { format!(" --endpoints {first}") };
+    let endpoints: Vec<String> = (0..fleet.len()).map(|index| fleet.ports().client(index).to_string()).collect();
     println!("\nIn another terminal:");
-    println!("  lockstep kv put colour blue{option}");
-    println!("  lockstep kv get colour{option}");
-    println!("  lockstep status{option}");
+    println!("  export LOCKSTEP_ENDPOINTS={}", endpoints.join(","));
+    println!("  lockstep kv put colour blue");
+    println!("  lockstep kv get colour");
+    println!("  lockstep status");
+    println!("`cargo install --path client/cli` makes the command; `cargo run --release -p lockstep --` does as well.");
     println!("Kill a replica and see it come back. Ctrl-C stops all; the data stays.\n");
 }
 

@@ -3,14 +3,12 @@
 mod scan;
 mod txn;
 
-use std::io::Write;
-
 use clap::{Args, Subcommand};
 use lockstep_client::{CasOutcome, Client, Expected, Versioned};
 use serde_json::{Map, Value, json};
 
 use crate::CliError;
-use crate::options::{Output, ServiceOptions};
+use crate::options::{Output, ServiceOptions, print};
 
 /// Arguments of `kv`.
 #[derive(Debug, Args)]
@@ -159,14 +157,4 @@ fn text_or_hex(name: &str, bytes: &[u8]) -> (String, Value) {
             (format!("{name}_hex"), json!(hex))
         }
     }
-}
-
-fn print(output: Output, text: &[u8], value: Value) -> Result<(), CliError> {
-    let mut out = std::io::stdout().lock();
-    match output {
-        Output::Text => out.write_all(text)?,
-        Output::Json => write!(out, "{value}")?,
-    }
-    out.write_all(b"\n")?;
-    Ok(out.flush()?)
 }

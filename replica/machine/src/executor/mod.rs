@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use lockstep_types::block::HEADER_BYTES;
+use lockstep_types::block::HEADER_BYTES_MAX;
 use lockstep_types::codec::Writer;
 use lockstep_types::limits::REQUEST_BYTES_MAX;
 use lockstep_types::{BlockHeader, Command, Digest, Genesis, Height, Invalid, Outcome, SessionId};
@@ -203,7 +203,7 @@ impl Executor {
     /// Counts the bytes of a block towards the next snapshot point. Says whether this is one.
     fn count(&mut self, commands: &[Bytes], outcomes: &[Outcome]) -> bool {
         let body = 4 + commands.iter().map(|command| 4 + command.len()).sum::<usize>();
-        let sum = self.since_point.saturating_add((HEADER_BYTES + body) as u64);
+        let sum = self.since_point.saturating_add((HEADER_BYTES_MAX + body) as u64);
         let asked = outcomes.iter().any(|outcome| matches!(outcome, Outcome::SnapshotPoint { .. }));
         let is_point = asked || sum >= self.origin.snapshot_bytes;
         self.since_point = if is_point { 0 } else { sum };

@@ -1,0 +1,398 @@
+//! Snapshots of a few voters on real disks, without threads: taken at the same heights, restarted from, served to one that
+//! lags; and what a broken or full disk does to them.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::{fs, io};
+
+use lockstep_consensus::{Moment, RoleName};
+use lockstep_engine::snapshots::manifest::{is_manifest, is_snapshot_file};
+use lockstep_engine::{
+    Answer, Engine, EngineOptions, Event, Identity, Job, JobDone, Operation, PeerMessage, SnapshotError, Status, Token,
+};
+use lockstep_types::kv::{KvReply, KvRequest};
+use lockstep_types::{Command, Epoch, FaultModel, Genesis, Height, LogTime, Outcome, ReplicaId, ServiceId, Slot};
+use lockstep_wal::{FileDisk, Writer};
+use tempfile::TempDir;
+
+/// A block of one put is about 400 bytes: some ten of them between two snapshots.
+const SNAPSHOT_BYTES: u64 = 4096;
+
+struct Host {
+    folder: PathBuf,
+    /// None: it is down.
+    up: Option<Up>,
+    /// Jobs are refused as on a full disk.
+    full: bool,
+}
+
+struct Up {
+    disk: Arc<FileDisk>,
+    engine: Engine<FileDisk>,
+    writer: Writer<FileDisk>,
+    jobs: VecDeque<Job>,
+}
+
+struct Group {
+    _root: TempDir,
+    genesis: Genesis,
+    options: EngineOptions,
+    hosts: BTreeMap<Slot, Host>,
+    now: Moment,
+    tokens: u64,
+    answers: BTreeMap<Token, Answer>,
+}
+
+fn slot(number: u32) -> Slot {
+    Slot::new(number)
+}
+
+impl Group {
+    fn start(count: u32) -> Group {
+        Group::start_with(count, EngineOptions::default())
+    }
+
+    fn start_with(count: u32, options: EngineOptions) -> Group {
+        let root = tempfile::tempdir().unwrap();
+        let genesis = Genesis {
+            service: ServiceId::from_bytes([5; 16]),
+            fault_model: FaultModel::Crash,
+            voters: (1..=count).map(|number| ReplicaId::from_bytes([number as u8; 16])).collect(),
+            machine: "KeyValue".into(),
+            sessions_max: 64,
+            reply_bytes_max: 1 << 20,
+            snapshot_bytes: SNAPSHOT_BYTES,
+        };
+        let hosts = (1..=count)
+            .map(|number| (slot(number), Host { folder: root.path().join(number.to_string()), up: None, full: false }))
+            .collect();
+        let now = Moment::from_micros(1_000_000);
+        let mut group = Group { _root: root, genesis, options, hosts, now, tokens: 0, answers: BTreeMap::new() };
+        (1..=count).for_each(|number| group.up(number));
+        group.until("someone leads", |group| group.leader().is_some());
+        group
+    }
+
+    fn up(&mut self, number: u32) {
+        let host = self.hosts.get_mut(&slot(number)).unwrap();
+        let disk = Arc::new(FileDisk::open(&host.folder).unwrap());
+        let mut identity = Identity::start(&*disk, [number as u8; 16]).unwrap();
+        identity.adopt(self.genesis.clone(), &*disk).unwrap();
+        let mut engine = Engine::start(Arc::clone(&disk), &identity, self.options.clone(), self.now).unwrap();
+        let writer = engine.take_writer();
+        host.up = Some(Up { disk, engine, writer, jobs: VecDeque::new() });
+    }
+
+    fn down(&mut self, number: u32) {
+        self.hosts.get_mut(&slot(number)).unwrap().up = None;
+    }
+
+    fn folder(&self, number: u32) -> &Path {
+        &self.hosts[&slot(number)].folder
+    }
+
+    fn status(&self, number: u32) -> Status {
+        self.hosts[&slot(number)].up.as_ref().expect("it is up").engine.status(self.now)
+    }
+
+    fn leader(&self) -> Option<u32> {
+        let up = self.hosts.iter().filter(|(_, host)| host.up.is_some()).map(|(slot, _)| slot.get());
+        up.filter(|number| self.status(*number).role == RoleName::Leader)
+            .find(|number| self.status(*number).not_ready.is_none())
+    }
+
+    /// One millisecond: every engine is polled, every batch and job done, every message delivered.
+    fn turn(&mut self) {
+        self.now = self.now.plus(1_000);
+        let wall = LogTime::from_millis(1_700_000_000_000 + self.now.as_micros() / 1_000);
+        let mut sent: Vec<(Slot, Slot, Epoch, PeerMessage)> = Vec::new();
+        for (from, host) in &mut self.hosts {
+            let Some(up) = &mut host.up else { continue };
+            let output = up.engine.poll(self.now, wall).unwrap();
+            sent.extend(output.send.into_iter().map(|outgoing| (*from, outgoing.to, outgoing.epoch, outgoing.message)));
+            self.answers.extend(output.replies);
+            if let Some(batch) = output.write {
+                up.writer.commit(&batch).unwrap();
+                up.engine.handle(self.now, Event::Written(batch.seq()));
+            }
+            if let Some(cut) = output.cut {
+                up.writer.cut(&cut).unwrap();
+            }
+            up.jobs.extend(output.jobs);
+            if let Some(job) = up.jobs.pop_front() {
+                let done = match job {
+                    Job::Write(_) if host.full => JobDone::NotTaken(SnapshotError::Disk {
+                        action: "write",
+                        file: "a chunk".to_owned(),
+                        source: io::ErrorKind::StorageFull.into(),
+                    }),
+                    job => job.run(&*up.disk),
+                };
+                up.engine.handle(self.now, Event::Job(done));
+            }
+        }
+        for (from, to, epoch, message) in sent {
+            if let Some(up) = self.hosts.get_mut(&to).and_then(|host| host.up.as_mut()) {
+                up.engine.handle(self.now, Event::Peer { from, epoch, message });
+            }
+        }
+    }
+
+    fn until(&mut self, what: &str, holds: impl Fn(&Group) -> bool) {
+        for _ in 0..30_000 {
+            if holds(self) {
+                return;
+            }
+            self.turn();
+        }
+        let up: Vec<_> = self.hosts.iter().filter(|(_, host)| host.up.is_some()).map(|(slot, _)| slot.get()).collect();
+        panic!("{what} never holds: {:#?}", up.into_iter().map(|number| self.status(number)).collect::<Vec<_>>());
+    }
+
+    fn ask(&mut self, number: u32, operation: Operation) -> Answer {
+        self.tokens += 1;
+        let token = Token(self.tokens);
+        let event = Event::Request { token, operation, deadline: self.now.plus(20_000_000) };
+        self.hosts.get_mut(&slot(number)).unwrap().up.as_mut().expect("it is up").engine.handle(self.now, event);
+        self.until("the request is answered", |group| group.answers.contains_key(&token));
+        self.answers.remove(&token).unwrap()
+    }
+
+    /// Writes so many values of a quarter of a kilobyte.
+    fn write(&mut self, count: u32) {
+        self.write_values(count, 256);
+    }
+
+    fn write_values(&mut self, count: u32, bytes: usize) {
+        let at = self.leader().expect("someone leads");
+        for number in 0..count {
+            let key = format!("key {}", (self.tokens + u64::from(number)) % 50);
+            let body = KvRequest::Put { key: key.into(), value: vec![b'x'; bytes].into() }.encode();
+            let answer = self.ask(at, Operation::Command(Command::Plain { body }.encode()));
+            assert!(matches!(answer, Answer::Outcome(Outcome::Replied { .. })), "{answer:?}");
+        }
+    }
+
+    fn get(&mut self, number: u32, key: &str) -> KvReply {
+        match self.ask(number, Operation::Read(KvRequest::Get { key: key.to_owned().into() }.encode())) {
+            Answer::Read(reply) => KvReply::decode(reply).unwrap(),
+            other => panic!("unexpected answer {other:?}"),
+        }
+    }
+
+    fn quiet(&mut self) {
+        self.until("all that are up are equal, and have equal snapshots", |group| {
+            let up = group.hosts.iter().filter(|(_, host)| host.up.is_some()).map(|(slot, _)| group.status(slot.get()));
+            let snapshots = |status: &Status| (status.snapshots.newest, status.snapshots.agreed);
+            let all: Vec<_> = up.map(|status| (status.applied, status.digest, snapshots(&status))).collect();
+            let agreed = all.iter().all(|(_, _, (newest, agreed))| newest == agreed);
+            agreed && all.windows(2).all(|two| two[0] == two[1]) && group.leader().is_some()
+        });
+    }
+
+    fn files(&self, number: u32, which: impl Fn(&str) -> bool) -> Vec<String> {
+        let entries = fs::read_dir(self.folder(number)).unwrap();
+        let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.retain(|name| which(name));
+        names.sort();
+        names
+    }
+}
+
+#[test]
+fn snapshot_points_of_all_replicas_give_equal_snapshots_and_the_log_is_cut() {
+    let mut group = Group::start(3);
+    group.write(60);
+    group.quiet();
+    let newest = group.status(1).snapshots.newest.expect("one was taken");
+    for number in 1..=3 {
+        let snapshots = group.status(number).snapshots;
+        assert_eq!((snapshots.newest, snapshots.agreed), (Some(newest), Some(newest)), "r{number}");
+        assert!(snapshots.log_begins_above > Height::ZERO && snapshots.log_begins_above < newest, "r{number}");
+        assert_eq!(group.files(number, is_manifest).len(), 2, "two are kept");
+        assert_eq!(
+            group.files(number, is_snapshot_file),
+            group.files(1, is_snapshot_file),
+            "equal names, equal states"
+        );
+    }
+}
+
+#[test]
+fn restart_from_a_snapshot_finds_the_same_state() {
+    let mut group = Group::start(1);
+    group.write(60);
+    let before = group.status(1);
+    let value = group.get(1, "key 7");
+    group.down(1);
+    group.up(1);
+    let after = group.status(1);
+    assert_eq!(Some(after.applied), before.snapshots.newest, "the log below was not applied again");
+    assert_eq!(after.snapshots.log_begins_above, Height::ZERO, "and is all there: it fits in one segment");
+    group.until("it applied all again", |group| group.status(1).applied > before.applied);
+    assert_eq!(group.get(1, "key 7"), value);
+}
+
+#[test]
+fn laggard_below_the_log_installs_a_snapshot_and_follows() {
+    let mut group = Group::start(3);
+    group.write(3);
+    group.quiet();
+    let away = (1..=3).find(|number| Some(*number) != group.leader()).unwrap();
+    group.down(away);
+    group.write(80);
+    group.up(away);
+    group.write(1);
+    group.quiet();
+    let status = group.status(away);
+    assert_eq!(status.snapshots.counters.installed, 1);
+    assert_eq!(status.snapshots.fetching, None);
+    // What it installed is durable: it restarts from there.
+    group.down(away);
+    group.up(away);
+    assert!(group.status(away).applied > Height::new(3));
+    group.quiet();
+}
+
+#[test]
+fn transfer_cut_short_by_a_restart_fetches_only_the_rest() {
+    let mut group = Group::start(3);
+    group.write(3);
+    group.quiet();
+    let away = (1..=3).find(|number| Some(*number) != group.leader()).unwrap();
+    group.down(away);
+    group.write(80);
+    group.up(away);
+    group.until("one chunk is here", |group| {
+        group.status(away).snapshots.fetching.is_some_and(|(_, have, of)| have > 0 && have < of)
+    });
+    group.down(away);
+    let served = |group: &Group| -> u64 {
+        let up = (1..=3).filter(|number| *number != away);
+        up.map(|number| group.status(number).snapshots.counters.served).sum()
+    };
+    // What it asked for before is answered to nobody.
+    (0..50).for_each(|_| group.turn());
+    let before = served(&group);
+    group.up(away);
+    group.quiet();
+    assert_eq!(group.status(away).snapshots.counters.installed, 1);
+    let chunks = group.files(away, |file| file.starts_with("chunk-")).len() as u64;
+    assert!(served(&group) - before < 1 + chunks, "the manifest and all {chunks} chunks were served again");
+}
+
+#[test]
+fn restart_beside_a_lost_replica_still_serves_the_laggard() {
+    // Two of three agreed on the snapshots; one of them is lost for good and the other restarts. It alone must still be able
+    // to offer what its log rests on: else the two that are left could never go on.
+    let mut group = Group::start(3);
+    group.write(3);
+    group.quiet();
+    let away = (1..=3).find(|number| Some(*number) != group.leader()).unwrap();
+    group.down(away);
+    group.write(80);
+    let leader = group.leader().unwrap();
+    let other = (1..=3).find(|number| *number != leader && *number != away).unwrap();
+    assert!(group.status(leader).snapshots.log_begins_above > Height::new(3));
+    group.down(other);
+    group.down(leader);
+    group.up(leader);
+    group.up(away);
+    group.until("the two of them lead", |group| group.leader().is_some());
+    group.write(1);
+}
+
+#[test]
+fn damaged_snapshot_is_passed_over_for_the_older_one() {
+    let mut group = Group::start(1);
+    group.write(60);
+    let kept = group.files(1, is_manifest);
+    let before = group.status(1);
+    group.down(1);
+    fs::write(group.folder(1).join(&kept[1]), b"rot").unwrap();
+    group.up(1);
+    let after = group.status(1);
+    let older: u64 = kept[0].rsplit('-').next().unwrap().parse().unwrap();
+    assert_eq!(after.applied, Height::new(older));
+    assert!(after.snapshots.trouble.is_some_and(|trouble| trouble.contains(&kept[1])));
+    group.until("it applied all again", |group| group.status(1).applied > before.applied);
+}
+
+#[test]
+fn damaged_snapshots_without_the_log_below_refuse_to_start() {
+    let wal = lockstep_wal::Options { segment_bytes: 4 << 20 };
+    let mut group = Group::start_with(1, EngineOptions { wal, ..EngineOptions::default() });
+    group.write_values(30, 1 << 19);
+    assert!(!group.folder(1).join("wal-000000000001.log").exists(), "the first segment is cut");
+    // The state and what follows it are there after a restart.
+    let before = group.status(1);
+    group.down(1);
+    group.up(1);
+    group.until("it applied all again", |group| group.status(1).applied > before.applied);
+    group.down(1);
+    for file in group.files(1, is_manifest) {
+        fs::write(group.folder(1).join(file), b"rot").unwrap();
+    }
+    let disk = Arc::new(FileDisk::open(group.folder(1)).unwrap());
+    let identity = Identity::start(&*disk, [1; 16]).unwrap();
+    let refused = Engine::start(disk, &identity, group.options.clone(), group.now);
+    let why = refused.err().expect("a state out of thin air").to_string();
+    assert!(why.contains("no snapshot stands for them"), "{why}");
+}
+
+#[test]
+fn full_disk_leaves_a_snapshot_point_out_and_loses_nothing() {
+    let mut group = Group::start(3);
+    group.hosts.get_mut(&slot(1)).unwrap().full = true;
+    group.write(60);
+    group.until("the others agree", |group| group.status(2).snapshots.agreed.is_some());
+    let snapshots = group.status(1).snapshots;
+    assert_eq!((snapshots.newest, snapshots.counters.taken), (None, 0));
+    assert!(snapshots.counters.left_out > 0);
+    let trouble = snapshots.trouble.expect("it says why");
+    assert!(trouble.starts_with("failed to write a chunk: "), "{trouble}");
+    assert!(trouble.ends_with("; free space or grow the volume, the next snapshot is tried anyway"), "{trouble}");
+    assert_eq!(group.files(1, is_snapshot_file), Vec::<String>::new());
+    group.hosts.get_mut(&slot(1)).unwrap().full = false;
+    group.write(60);
+    group.quiet();
+    let snapshots = group.status(1).snapshots;
+    assert!(snapshots.agreed.is_some() && snapshots.trouble.is_none(), "{snapshots:?}");
+}
+
+#[test]
+fn replica_that_lost_its_identity_beside_a_snapshot_is_refused() {
+    let mut group = Group::start(1);
+    group.write(60);
+    group.down(1);
+    let keep = group.files(1, is_manifest);
+    for file in group.files(1, |file| !keep.contains(&file.to_owned())) {
+        fs::remove_file(group.folder(1).join(file)).unwrap();
+    }
+    let disk = FileDisk::open(group.folder(1)).unwrap();
+    assert!(Identity::start(&disk, [9; 16]).is_err(), "a fresh start would forget a promise");
+}
+
+#[test]
+fn damaged_chunk_on_the_laggard_is_fetched_again() {
+    // Its name is in a snapshot that the laggard keeps, and in the one that it fetches.
+    let mut group = Group::start(3);
+    group.write(60);
+    group.quiet();
+    let away = (1..=3).find(|number| Some(*number) != group.leader()).unwrap();
+    group.down(away);
+    let head = group.files(away, |file| file.starts_with("chunk-"));
+    for file in &head {
+        fs::write(group.folder(away).join(file), b"rot").unwrap();
+    }
+    // None of its snapshots loads any more, and all of its log is there: it starts from the log.
+    group.up(away);
+    group.until("it follows", |group| group.status(away).not_ready.is_none());
+    group.write(60);
+    group.quiet();
+    assert_eq!(group.status(away).snapshots.trouble, None);
+    for file in group.files(away, |file| file.starts_with("chunk-")) {
+        assert_ne!(fs::read(group.folder(away).join(&file)).unwrap(), b"rot", "{file} is believed in");
+    }
+}
