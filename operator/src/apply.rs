@@ -70,6 +70,16 @@ pub async fn apply(
                 replicas::hand_over(address, token(seen), *target).await.map_err(Error::Replica)?;
             }
         }
+        Action::ChangeMembers { leader, change, .. } => {
+            if let Some(address) = seen.addresses.get(leader) {
+                replicas::change_members(address, token(seen), *change).await.map_err(Error::Replica)?;
+            }
+        }
+        Action::Join { ordinal, slot, genesis, .. } => {
+            if let Some(address) = seen.addresses.get(ordinal) {
+                replicas::join(address, token(seen), genesis, *slot).await.map_err(Error::Replica)?;
+            }
+        }
         Action::ReplacePod { ordinal, uid, by, .. } => match by {
             Removal::Eviction => return evict_pod(context, service, *ordinal, uid).await,
             Removal::Deletion => delete_pod(context, service, *ordinal, uid).await?,

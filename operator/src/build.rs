@@ -15,6 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use k8s_openapi::{ByteString, Metadata, Resource};
 use kube::core::ApiResource;
+use lockstep_types::Configuration;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -56,6 +57,17 @@ pub struct Desired {
 }
 
 impl Objects {
+    /// With a budget that leaves a quorum of all `members`: of the standbys too, which may vote before the next look.
+    #[must_use]
+    pub fn guarding(mut self, members: Option<&Configuration>) -> Self {
+        let spec = self.budget.as_mut().and_then(|budget| budget.spec.as_mut());
+        if let (Some(spec), Some(members)) = (spec, members) {
+            let quorum = members.fault_model().quorum(members.members().count());
+            spec.min_available = Some(IntOrString::Int(int(quorum)));
+        }
+        self
+    }
+
     /// In the order in which they are applied: the pods name what comes first.
     pub fn desired(&self) -> Vec<Desired> {
         let Objects { account, peers, clients, budget, set } = self;
@@ -169,6 +181,8 @@ where
 
 #[cfg(test)]
 mod tests {
+    use lockstep_types::{Change, ReplicaId};
+
     use super::*;
     use crate::validate::tests::{example, service};
 
@@ -214,6 +228,19 @@ mod tests {
         assert_eq!(budget.min_available, Some(IntOrString::Int(2)));
         assert_eq!(budget.unhealthy_pod_eviction_policy.as_deref(), Some("AlwaysAllow"));
         assert_eq!(budget.selector.and_then(|s| s.match_labels), Some(selector("kv")));
+    }
+
+    #[test]
+    fn budget_while_a_member_is_replaced_keeps_a_quorum_of_all() {
+        let genesis = crate::validate::tests::genesis(3);
+        let newcomer = Change::AddStandby { replica: ReplicaId::from_bytes([9; 16]) };
+        let members = genesis.configuration().apply(&newcomer).expect("a change");
+        let least = |members: &Configuration| {
+            let objects = build(&example(), None).guarding(Some(members));
+            objects.budget.and_then(|budget| budget.spec).and_then(|spec| spec.min_available)
+        };
+        assert_eq!(least(&genesis.configuration()), Some(IntOrString::Int(2)));
+        assert_eq!(least(&members), Some(IntOrString::Int(3)));
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! From what was seen and decided to the status. Pure, and quiet: the same world gives the same status, to the byte.
 
+mod operation;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use lockstep_api::ReplicatedServiceStatus;
-use lockstep_api::status::{Member, Operation, OperationKind};
+use lockstep_api::status::{Member, OperationKind};
 use lockstep_types::Genesis;
 
 use crate::build;
@@ -53,7 +55,7 @@ pub fn status(
         genesis: genesis.map(write_genesis),
         leader: genesis.and_then(|genesis| world.leader(genesis)).map(|ordinal| service.pod_name(ordinal)),
         members: genesis.map(|genesis| members(service, world, genesis)).unwrap_or_default(),
-        operation: operation(service, decision, genesis.is_some() && !newborn),
+        operation: operation::operation(service, decision, genesis.is_some() && !newborn, now),
         conditions: list.conditions,
     }
 }
@@ -86,7 +88,11 @@ fn conditions(
     ready: usize,
     newborn: bool,
 ) {
-    let (n, quorum) = (service.replicas, service.quorum());
+    let members = service.recorded.as_ref().map(|genesis| world.members(genesis).configuration);
+    let (n, quorum) = members
+        .as_ref()
+        .map_or((service.replicas, service.quorum()), |members| (members.voters().len(), members.quorum()));
+    let complete = n == service.replicas && members.is_none_or(|members| members.standbys().is_empty());
     let (reason, message) = match decision {
         Decision::Act(action) => action.progress(service),
         Decision::Wait(wait) => (wait.reason(), wait.describe(service)),
@@ -99,7 +105,7 @@ fn conditions(
     };
 
     let refused = matches!(decision, Decision::Refuse(_));
-    if ready == n && is_current(world, decision) && !refused {
+    if complete && ready == n && is_current(world, decision) && !refused {
         let message = if n == 1 { "the replica is ready".to_owned() } else { format!("all {n} replicas are ready") };
         list.push(READY, true, "AllReplicasReady", &message);
     } else {
@@ -148,7 +154,9 @@ fn conditions(
         Decision::Wait(Wait::NotReady(_)) if !newborn => list.push(DEGRADED, true, reason, &message),
         Decision::Act(_) if failed => list.push(DEGRADED, true, reason, &message),
         Decision::Wait(_) if stuck => list.push(DEGRADED, true, "PodsStuck", &message),
-        Decision::Wait(Wait::Rolling(_)) if long => list.push(DEGRADED, true, "ReplicasNotReady", &message),
+        Decision::Wait(Wait::Rolling(_) | Wait::Replacing(..)) if long => {
+            list.push(DEGRADED, true, "ReplicasNotReady", &message)
+        }
         Decision::Act(_) | Decision::Wait(_) | Decision::Converged => {
             list.push(DEGRADED, false, "AsExpected", "nothing is wrong");
         }
@@ -171,46 +179,24 @@ fn is_newborn(service: &Service, decision: &Decision, now: &Time) -> bool {
 }
 
 fn members(service: &Service, world: &World, genesis: &Genesis) -> Vec<Member> {
-    let configuration = genesis.configuration();
+    let known =
+        world.replicas().any(|(_, replica)| replica.service == Some(genesis.service) && replica.members.is_some());
+    if !known && !service.status.members.is_empty() {
+        return service.status.members.clone();
+    }
+    let configuration = world.members(genesis).configuration;
     configuration
-        .voters()
-        .iter()
+        .members()
         .map(|(slot, id)| {
             let replica_id = id.to_string();
-            let seen = world.replicas().find(|(_, replica)| replica.id == *id).map(|(at, _)| service.pod_name(at));
+            let seen = world.pod_of(id).map(|ordinal| service.pod_name(ordinal));
             // A replica that does not answer right now is still where it was.
             let before = service.status.members.iter().find(|member| member.replica_id == replica_id);
             let pod = seen.or_else(|| before.and_then(|member| member.pod.clone()));
-            Member { pod, slot: i64::from(slot.get()), replica_id }
+            let standby = configuration.voter(slot).is_none();
+            Member { pod, slot: i64::from(slot.get()), replica_id, standby }
         })
         .collect()
-}
-
-fn operation(service: &Service, decision: &Decision, born: bool) -> Option<Operation> {
-    let plain = |kind, waiting_for| Some(Operation { kind, target: None, waiting_for });
-    match decision {
-        Decision::Act(Action::HandOver { leader: ordinal, .. } | Action::ReplacePod { ordinal, .. }) if born => {
-            let target = Some(service.pod_name(*ordinal));
-            Some(Operation { kind: OperationKind::Roll, target, waiting_for: None })
-        }
-        Decision::Act(Action::GrowVolumes { .. }) => plain(OperationKind::GrowVolumes, None),
-        Decision::Act(Action::RecordGenesis { .. } | Action::SendGenesis { .. } | Action::MarkVolumes { .. }) => {
-            plain(OperationKind::Bootstrap, None)
-        }
-        Decision::Act(_) if !born => plain(OperationKind::Bootstrap, None),
-        Decision::Act(_) => None,
-        Decision::Wait(wait) => {
-            let kind = match wait {
-                _ if !born => OperationKind::Bootstrap,
-                Wait::Rolling(_) | Wait::NoLeader | Wait::HeldBack(_) | Wait::Turn => OperationKind::Roll,
-                Wait::FormerObject { .. } | Wait::Kubernetes | Wait::Starting(_) | Wait::NotReady(_) => {
-                    OperationKind::Recover
-                }
-            };
-            plain(kind, Some(wait.describe(service)))
-        }
-        Decision::Refuse(_) | Decision::Converged => None,
-    }
 }
 
 /// Conditions in the making. A transition time changes only with the status itself.
@@ -245,12 +231,13 @@ mod tests {
     use std::collections::BTreeMap;
 
     use k8s_openapi::jiff::Timestamp;
-    use lockstep_types::{ReplicaId, Slot, View};
+    use lockstep_api::status::OperationStep;
+    use lockstep_types::{Change, ReplicaId, Slot, View};
 
     use super::*;
-    use crate::decide::Refusal;
+    use crate::decide::{Refusal, Replacement, Step};
     use crate::validate::tests::{example, genesis};
-    use crate::world::{Pod, Replica, Set};
+    use crate::world::{Members, Pod, Replica, Set};
 
     fn at(second: i64) -> Time {
         Time(Timestamp::from_second(second).expect("a time"))
@@ -272,6 +259,8 @@ mod tests {
                 leads: ordinal == 0,
                 view: View::new(1, Slot::new(1)),
                 not_ready: (ordinal >= ready).then(|| "no leader heard".into()),
+                members: Some(Members { configuration: genesis(3).configuration(), settled: true }),
+                caught_up: ordinal < ready,
             }),
         };
         World {
@@ -398,6 +387,46 @@ mod tests {
             let status = status(&born(), &World::default(), &decision, None, &at(1));
             assert_eq!(status.genesis, Some(write_genesis(&genesis(3))), "{decision}");
         }
+    }
+
+    #[test]
+    fn replacement_of_a_member_stands_in_the_status_from_its_first_step_to_its_last() {
+        let (lost, new) = (ReplicaId::from_bytes([3; 16]), ReplicaId::from_bytes([9; 16]));
+        let step =
+            |step, target: Option<(Slot, ReplicaId)>| Replacement { step, target, newcomer: Some((new, Some(2))) };
+        let target = Some((Slot::new(3), lost));
+        let change = |change, replacement| Decision::Act(Action::ChangeMembers { leader: 0, change, replacement });
+        let mut service = born();
+        let add = change(Change::AddStandby { replica: new }, step(Step::AddStandby, target));
+        service.status = status(&service, &world(2), &add, None, &at(1));
+        let first = service.status.operation.clone().expect("an operation");
+        assert_eq!((first.kind, first.step), (OperationKind::ReplaceMember, Some(OperationStep::AddStandby)));
+        assert_eq!((first.pod.as_deref(), first.since.clone()), (Some("kv-2"), Some(at(1))));
+        assert_eq!(summary(&service.status), "Ready=F Available=T FaultTolerant=F Progressing=T Degraded=F");
+        let apply = Decision::Act(Action::Apply(vec![("PodDisruptionBudget", "kv".into(), "spec".into())]));
+        service.status = status(&service, &world(2), &apply, None, &at(2));
+        assert_eq!(service.status.operation, Some(first));
+        let last = change(Change::Remove { slot: Slot::new(3) }, step(Step::Remove, target));
+        service.status = status(&service, &world(3), &last, None, &at(3));
+        let last = service.status.operation.clone().expect("an operation");
+        assert_eq!((last.step, last.since), (Some(OperationStep::Remove), Some(at(1))));
+        assert_eq!(status(&service, &world(3), &Decision::Converged, None, &at(4)).operation, None);
+    }
+
+    #[test]
+    fn service_with_members_on_their_way_is_not_ready() {
+        let mut world = world(3);
+        let new = ReplicaId::from_bytes([9; 16]);
+        let add = Change::AddStandby { replica: new };
+        let with_standby = genesis(3).configuration().apply(&add).expect("a change");
+        for pod in world.pods.values_mut() {
+            let known = Members { configuration: with_standby.clone(), settled: true };
+            pod.replica.as_mut().expect("a replica").members = Some(known);
+        }
+        let status = status(&born(), &world, &Decision::Wait(Wait::Kubernetes), None, &at(1));
+        assert_eq!(summary(&status)[..24], *"Ready=F Available=T Faul");
+        let members: Vec<_> = status.members.iter().map(|member| member.standby).collect();
+        assert_eq!(members, [false, false, false, true]);
     }
 
     #[test]

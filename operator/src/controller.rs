@@ -151,7 +151,8 @@ async fn pass(seen: &Guarded, context: &Context) -> Result<Next, Error> {
     seen.world.held_back = context.held_back(&uid);
     seen.world.crowded = context.turns.lock().expect("never poisoned").crowded(&uid, Instant::now());
     let existing = seen.world.objects.get(&("StatefulSet", service.name.clone()));
-    let desired = build::build(&service, existing).desired();
+    let members = service.recorded.as_ref().map(|genesis| seen.world.members(genesis).configuration);
+    let desired = build::build(&service, existing).guarding(members.as_ref()).desired();
     let decision = decide(&service, &desired, &seen.world, ServiceId::from_bytes(rand::random()));
     tracing::debug!(service = %service.name, namespace = %service.namespace, %decision, "decided");
 
@@ -220,7 +221,9 @@ fn pause(decision: &Decision, waited: Duration, poll: Duration, chance: u8) -> D
             | Action::RecordGenesis { .. }
             | Action::SendGenesis { .. }
             | Action::MarkVolumes { .. }
-            | Action::HandOver { .. },
+            | Action::HandOver { .. }
+            | Action::ChangeMembers { .. }
+            | Action::Join { .. },
         ) => AT_ONCE,
         Decision::Wait(_) => spread((waited / 4).min(poll).max(SOON), chance),
         Decision::Refuse(_) | Decision::Converged => poll,

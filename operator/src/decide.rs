@@ -7,10 +7,13 @@
 //!   been ready and nothing else is in motion. A ready pod goes only while all others are.
 //! - The genesis is recorded at most once, before any replica sees it, and only that one is ever sent (PROTOCOL §5, L6).
 //! - The leader goes last, after a hand-over.
+//! - Members change one at a time, only on the word of a leader with a ready quorum that the change leaves ready, and none is
+//!   removed before another one votes in its place.
 //! - No pod is deleted that keeps a claim alive which is being deleted, and no genesis is recorded over such a claim.
 
 mod action;
 mod bootstrap;
+mod members;
 mod refusal;
 mod roll;
 mod wait;
@@ -26,6 +29,7 @@ use crate::validate::Service;
 use crate::world::{self, Owner, Token, World};
 
 pub use action::{Action, Removal};
+pub use members::{Replacement, Step};
 pub use refusal::Refusal;
 pub use wait::Wait;
 
@@ -149,9 +153,11 @@ fn settle(service: &Service, genesis: &Genesis, world: &World) -> Option<Decisio
     if let Some(wanted) = service.adopt.filter(|wanted| *wanted != genesis.service) {
         return Some(Decision::Refuse(Refusal::IsAnother { wanted, recorded: genesis.service }));
     }
+    let members = world.members(genesis);
     let targets: Vec<usize> = world
         .replicas()
         .filter(|(_, replica)| replica.service.is_none() && genesis.voters.contains(&replica.id))
+        .filter(|(_, replica)| members.configuration.slot_of(replica.id).is_some())
         .map(|(ordinal, _)| ordinal)
         .collect();
     if !targets.is_empty() {
@@ -163,14 +169,23 @@ fn settle(service: &Service, genesis: &Genesis, world: &World) -> Option<Decisio
     let marked = |ordinal: &usize| {
         world.claims.get(ordinal).is_none_or(|claim| claim.terminating || claim.service == Some(genesis.service))
     };
-    let unmarked: Vec<usize> =
-        world.replicas().map(|(ordinal, _)| ordinal).filter(|ordinal| !marked(ordinal)).collect();
+    let unmarked: Vec<usize> = world
+        .replicas()
+        .filter(|(ordinal, replica)| replica.service == Some(genesis.service) && !marked(ordinal))
+        .map(|(ordinal, _)| ordinal)
+        .collect();
     if !unmarked.is_empty() {
         return Some(Decision::Act(Action::MarkVolumes { service: genesis.service, claims: unmarked }));
     }
+    let replacing = members::replace(service, genesis, world);
+    if let Some(Decision::Act(_) | Decision::Refuse(_)) = replacing {
+        return replacing;
+    }
     let rolling = dying(world).map(Decision::Refuse).or_else(|| roll::roll(service, genesis, world));
-    match rolling {
-        Some(Decision::Act(_)) => return rolling,
+    match &rolling {
+        // While a member is being replaced no pod goes that is well.
+        Some(Decision::Act(Action::ReplacePod { by: Removal::Deletion, .. })) => return rolling,
+        Some(Decision::Act(_)) if replacing.is_none() => return rolling,
         // A full volume can be why a replica is not ready, so growing does not wait for a roll that waits or is refused.
         _ => {
             if let Some(grow) = grow(service, world) {
@@ -178,7 +193,7 @@ fn settle(service: &Service, genesis: &Genesis, world: &World) -> Option<Decisio
             }
         }
     }
-    rolling.or_else(|| {
+    replacing.or(rolling).or_else(|| {
         let waiting = not_ready(service, genesis, world, None);
         (!waiting.is_empty()).then_some(Decision::Wait(Wait::NotReady(waiting)))
     })
@@ -209,12 +224,13 @@ fn strangers(genesis: &Genesis, world: &World) -> Option<Refusal> {
     if !others.is_empty() {
         return Some(Refusal::ForeignVolume { found: others });
     }
-    let lost: Vec<usize> = world
+    let removed = world.members(genesis).configuration.removed().clone();
+    let found: Vec<_> = world
         .replicas()
-        .filter(|(_, replica)| !genesis.voters.contains(&replica.id))
-        .map(|(ordinal, _)| ordinal)
+        .map(|(ordinal, replica)| (ordinal, replica.id))
+        .filter(|(_, id)| removed.values().any(|gone| gone == id))
         .collect();
-    (!lost.is_empty()).then_some(Refusal::ReplicaLost { pods: lost })
+    (!found.is_empty()).then_some(Refusal::RemovedReplica { found })
 }
 
 /// Claims that ask for less than the resource does.

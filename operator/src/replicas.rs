@@ -6,13 +6,18 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use lockstep_client::{AdminClient, AdminError, ReplicaStatus, Role};
-use lockstep_types::{Genesis, ReplicaId};
+use lockstep_types::{Change, Genesis, ReplicaId, Slot};
 
 use crate::build::CLIENT_PORT;
-use crate::world::Replica;
+use crate::world::{Members, Replica};
 
 /// How long a replica may take to say what it is. It never waits for others, so this is a loaded machine's worth.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How far behind the leader a standby may be to be promoted, in blocks: well within what a voter may lag.
+const NEARLY: u64 = 64;
+/// How long ago it may have heard the leader.
+const HEARD: Duration = Duration::from_secs(1);
 
 /// The address of the replica in the pod with this address.
 pub fn address(pod: &str) -> String {
@@ -49,8 +54,24 @@ pub async fn hand_over(address: &str, token: &str, target: ReplicaId) -> Result<
     AdminClient::connect(address, Some(token))?.hand_over(Some(target)).await.map(|_leader| ())
 }
 
+/// Has the leader at `address` change the members; returns once that has settled. What is so already is well.
+pub async fn change_members(address: &str, token: &str, change: Change) -> Result<(), AdminError> {
+    AdminClient::connect(address, Some(token))?.change_members(change).await.map(|_members| ())
+}
+
+/// Makes the replica at `address` a member in this slot, idempotently.
+pub async fn join(address: &str, token: &str, genesis: &Genesis, slot: Slot) -> Result<(), AdminError> {
+    AdminClient::connect(address, Some(token))?.join(genesis, slot).await.map(|_created| ())
+}
+
 fn read(status: ReplicaStatus) -> Replica {
+    let lag = status.lag();
+    let known = status.membership.as_ref().is_some_and(|known| known.configuration.slot_of(status.replica).is_some());
+    let caught_up = known && lag <= NEARLY && status.leader_heard.is_some_and(|heard| heard <= HEARD);
+    let members = status.membership.map(|known| Members { configuration: known.configuration, settled: known.settled });
     Replica {
+        members,
+        caught_up,
         id: status.replica,
         service: status.service,
         genesis: status.genesis,

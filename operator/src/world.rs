@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 
-use lockstep_types::{Genesis, ReplicaId, ServiceId, View};
+use lockstep_types::{Configuration, Genesis, ReplicaId, ServiceId, View};
 use serde_json::Value;
 
 use crate::quantity::Amount;
@@ -108,6 +108,19 @@ pub struct Replica {
     pub view: View,
     /// Why it is not ready; none if it is.
     pub not_ready: Option<String>,
+    /// Who belongs to its service, as it knows; none before genesis.
+    pub members: Option<Members>,
+    /// Whether it knows itself to be a member, hears a leader and has executed nearly all that the leader has.
+    pub caught_up: bool,
+}
+
+/// Who belongs to a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Members {
+    /// The newest configuration known to be committed.
+    pub configuration: Configuration,
+    /// Whether the change that brought it is over: who left with it is needed no more.
+    pub settled: bool,
 }
 
 /// A claim of a replica.
@@ -242,16 +255,32 @@ impl World {
         self.pods.keys().filter_map(|ordinal| Some((*ordinal, self.replica(*ordinal)?)))
     }
 
-    /// Whether the replica of this ordinal is a ready voter of `genesis`.
+    /// The pod that runs this identity, if it answers.
+    pub fn pod_of(&self, id: ReplicaId) -> Option<usize> {
+        self.replicas().find(|(_, replica)| replica.id == id).map(|(ordinal, _)| ordinal)
+    }
+
+    /// The members of the service of `genesis`: of the highest epoch that one of its replicas knows to be committed, or as they
+    /// were born.
+    pub fn members(&self, genesis: &Genesis) -> Members {
+        self.replicas()
+            .filter(|(_, replica)| replica.service == Some(genesis.service))
+            .filter_map(|(_, replica)| replica.members.as_ref())
+            .max_by_key(|members| (members.configuration.epoch(), members.settled))
+            .cloned()
+            .unwrap_or_else(|| Members { configuration: genesis.configuration(), settled: false })
+    }
+
+    /// Whether the replica of this ordinal is a ready voter of the service of `genesis`.
     pub fn is_ready(&self, ordinal: usize, genesis: &Genesis) -> bool {
         self.replica(ordinal).is_some_and(|replica| {
             replica.service == Some(genesis.service)
-                && genesis.voters.contains(&replica.id)
                 && replica.not_ready.is_none()
+                && self.members(genesis).configuration.voters().values().any(|id| *id == replica.id)
         })
     }
 
-    /// How many replicas are ready voters of `genesis`.
+    /// How many replicas are ready voters of the service of `genesis`.
     pub fn ready(&self, genesis: &Genesis) -> usize {
         self.pods.keys().filter(|ordinal| self.is_ready(**ordinal, genesis)).count()
     }

@@ -1,6 +1,6 @@
 //! What the operator answers. Nothing here churns: no heights, no times but those of a condition's last transition.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -38,7 +38,7 @@ pub struct ReplicatedServiceStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub leader: Option<String>,
 
-    /// The voters.
+    /// The voters, and the standbys on their way to become voters.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["replicaId".into()]))]
     pub members: Vec<Member>,
@@ -61,7 +61,7 @@ impl ReplicatedServiceStatus {
     }
 }
 
-/// One voter.
+/// One voter or standby.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Member {
@@ -72,6 +72,9 @@ pub struct Member {
     pub slot: i64,
     /// Its identity, minted with its data directory: 32 hexadecimal digits.
     pub replica_id: String,
+    /// It has no vote yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub standby: bool,
 }
 
 /// What the operator is in the middle of.
@@ -80,12 +83,39 @@ pub struct Member {
 pub struct Operation {
     /// Which operation.
     pub kind: OperationKind,
-    /// What it acts on, such as a pod.
+    /// What it acts on, such as a pod, or a member by its slot and identity.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
+    /// The identity of the replica that comes in the place of a lost one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub newcomer: Option<String>,
+    /// The pod that it comes in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    /// The step that is next.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step: Option<OperationStep>,
+    /// When the replacement began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
     /// What it waits for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waiting_for: Option<String>,
+}
+
+/// The steps of replacing a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OperationStep {
+    /// The new replica gets a slot, without a vote.
+    AddStandby,
+    /// It is told which service it belongs to.
+    Join,
+    /// It takes in what the others have.
+    CatchUp,
+    /// It gets a vote.
+    Promote,
+    /// The lost member goes.
+    Remove,
 }
 
 /// The operations there are.
@@ -95,6 +125,8 @@ pub enum OperationKind {
     Bootstrap,
     /// Replacing pods by pods of the current template, one by one.
     Roll,
+    /// Replacing a member whose volume is lost by a fresh replica.
+    ReplaceMember,
     /// Growing the volumes.
     GrowVolumes,
     /// Waiting for replicas to come back, without any act of the operator.

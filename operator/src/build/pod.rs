@@ -140,6 +140,7 @@ fn arguments(service: &Service) -> Vec<String> {
         ("--peer-listen", format!("0.0.0.0:{PEER_PORT}")),
         ("--metrics-listen", format!("0.0.0.0:{METRICS_PORT}")),
         ("--advertise-client", format!("$(POD_NAME).{domain}:{CLIENT_PORT}")),
+        ("--advertise-peer", format!("$(POD_NAME).{domain}:{PEER_PORT}")),
         ("--peers", peers.join(",")),
         ("--admin-token-file", format!("{ADMIN}/{TOKEN_KEY}")),
         ("--log-level", service.log_level.clone()),
@@ -244,6 +245,8 @@ mod tests {
         assert!(arguments.contains(&peers.to_owned()), "{arguments:?}");
         let advertised = "--advertise-client=$(POD_NAME).kv-peers.apps.svc:7400";
         assert!(arguments.contains(&advertised.to_owned()), "{arguments:?}");
+        let own = "--advertise-peer=$(POD_NAME).kv-peers.apps.svc:7401";
+        assert!(arguments.contains(&own.to_owned()), "{arguments:?}");
         assert!(arguments.contains(&"--admin-token-file=/etc/lockstep/admin/token".to_owned()), "{arguments:?}");
     }
 

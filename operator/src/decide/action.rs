@@ -1,7 +1,8 @@
 //! What the operator can do to a service, one step at a time, and how it is told.
 
-use lockstep_types::{Genesis, ReplicaId, ServiceId};
+use lockstep_types::{Change, Genesis, ReplicaId, ServiceId, Slot};
 
+use super::members::Replacement;
 use super::names;
 use crate::validate::Service;
 
@@ -34,6 +35,26 @@ pub enum Action {
         to: usize,
         /// Its identity.
         target: ReplicaId,
+    },
+    /// Have the leader change the members.
+    ChangeMembers {
+        /// Who leads.
+        leader: usize,
+        /// The change.
+        change: Change,
+        /// What it is a step of.
+        replacement: Replacement,
+    },
+    /// Tell a newcomer which service it belongs to, and its slot.
+    Join {
+        /// Its pod.
+        ordinal: usize,
+        /// Its slot.
+        slot: Slot,
+        /// The recorded genesis.
+        genesis: Genesis,
+        /// What it is a step of.
+        replacement: Replacement,
     },
     /// Take a pod away, so that the StatefulSet makes it anew.
     ReplacePod {
@@ -79,6 +100,10 @@ impl Action {
             Action::RecordGenesis { adopted: true, .. } => "VolumesAdopted",
             Action::SendGenesis { .. } => "GenesisSent",
             Action::HandOver { .. } => "LeaderHandedOver",
+            Action::ChangeMembers { change: Change::AddStandby { .. }, .. } => "StandbyAdded",
+            Action::ChangeMembers { change: Change::Promote { .. }, .. } => "StandbyPromoted",
+            Action::ChangeMembers { change: Change::Remove { .. }, .. } => "MemberRemoved",
+            Action::Join { .. } => "StandbyJoined",
             Action::ReplacePod { .. } => "PodReplaced",
             Action::MarkVolumes { .. } => "VolumesMarked",
             Action::GrowVolumes { .. } => "VolumesGrown",
@@ -95,6 +120,9 @@ impl Action {
             Action::HandOver { leader: ordinal, .. } | Action::ReplacePod { ordinal, .. } => {
                 ("Rolling", format!("replacing pods one by one; {} is next", service.pod_name(*ordinal)))
             }
+            Action::ChangeMembers { replacement, .. } | Action::Join { replacement, .. } => {
+                ("ReplacingMember", replacement.describe(service))
+            }
             Action::MarkVolumes { .. } => ("Bootstrapping", "noting the service on its volume claims".to_owned()),
             Action::GrowVolumes { .. } => ("GrowingVolumes", format!("growing the volumes to {}", service.size)),
         }
@@ -109,6 +137,8 @@ impl Action {
             | Action::Apply(_)
             | Action::RecordGenesis { .. }
             | Action::SendGenesis { .. }
+            | Action::ChangeMembers { .. }
+            | Action::Join { .. }
             | Action::MarkVolumes { .. }
             | Action::GrowVolumes { .. } => false,
         }
@@ -117,7 +147,10 @@ impl Action {
     /// The one pod that it acts on.
     pub fn pod(&self) -> Option<usize> {
         match self {
-            Action::HandOver { leader: ordinal, .. } | Action::ReplacePod { ordinal, .. } => Some(*ordinal),
+            Action::HandOver { leader: ordinal, .. }
+            | Action::ReplacePod { ordinal, .. }
+            | Action::Join { ordinal, .. } => Some(*ordinal),
+            Action::ChangeMembers { replacement, .. } => replacement.newcomer.and_then(|(_, ordinal)| ordinal),
             Action::CreateToken
             | Action::Apply(_)
             | Action::RecordGenesis { .. }
@@ -146,6 +179,20 @@ impl Action {
             }
             Action::HandOver { leader, to, .. } => {
                 format!("had {} hand over to {}, to replace its pod", service.pod_name(*leader), service.pod_name(*to))
+            }
+            Action::ChangeMembers { change: Change::AddStandby { replica }, replacement, .. } => {
+                let pod =
+                    replacement.newcomer.and_then(|(_, ordinal)| ordinal).map(|ordinal| service.pod_name(ordinal));
+                format!("added replica {replica} in {} as a standby", pod.unwrap_or_default())
+            }
+            Action::ChangeMembers { change: Change::Promote { slot }, .. } => {
+                format!("promoted the standby in {slot}: it votes")
+            }
+            Action::ChangeMembers { change: Change::Remove { slot }, .. } => {
+                format!("removed the lost member in {slot}")
+            }
+            Action::Join { ordinal, slot, .. } => {
+                format!("let the replica in {} join in {slot}", service.pod_name(*ordinal))
             }
             Action::ReplacePod { ordinal, by, why, .. } => {
                 let did = match by {

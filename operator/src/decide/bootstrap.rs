@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lockstep_types::{Genesis, ServiceId};
+use lockstep_types::{Genesis, ReplicaId, ServiceId};
 
 use super::{Action, Decision, OUTDATED, Refusal, Wait, delete, duplicates, dying, why_not_ready};
 use crate::validate::Service;
@@ -73,15 +73,19 @@ fn adopt(service: &Service, kept: &BTreeMap<usize, &Replica>, wanted: ServiceId)
     let Some(genesis) = first.filter(|found| genesis.len() == 1 && found.service == wanted) else {
         return Decision::Refuse(Refusal::AdoptsNothing { wanted });
     };
-    let present = kept.values().filter(|replica| genesis.voters.contains(&replica.id)).count();
+    let known = kept.values().filter_map(|replica| replica.members.as_ref());
+    let known = known.max_by_key(|members| members.configuration.epoch());
+    let members = known.map_or_else(|| genesis.configuration(), |members| members.configuration.clone());
+    let votes = |id: ReplicaId| members.voters().values().any(|voter| *voter == id);
+    let present = kept.values().filter(|replica| votes(replica.id)).count();
     if genesis.voters.len() != service.replicas
         || genesis.fault_model != service.fault_model
         || genesis.machine != service.machine
     {
         return Decision::Refuse(Refusal::AdoptsDifferent { genesis });
     }
-    if present < service.quorum() {
-        return Decision::Refuse(Refusal::AdoptsTooFew { wanted, present, quorum: service.quorum() });
+    if present < members.quorum() {
+        return Decision::Refuse(Refusal::AdoptsTooFew { wanted, present, quorum: members.quorum() });
     }
     Decision::Act(Action::RecordGenesis { genesis, adopted: true })
 }

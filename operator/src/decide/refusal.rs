@@ -71,7 +71,12 @@ pub enum Refusal {
         /// The identity.
         replica: ReplicaId,
     },
-    /// A voter's disk is gone; what runs in its pod is a new replica, which must not vote in its place.
+    /// Replicas that were members once and never are again.
+    RemovedReplica {
+        /// Their ordinals and identities.
+        found: Vec<(usize, ReplicaId)>,
+    },
+    /// So many disks are gone that the voters left are no quorum: nobody can decide that others come in their place.
     ReplicaLost {
         /// Ordinals of the new ones.
         pods: Vec<usize>,
@@ -93,6 +98,7 @@ impl Refusal {
             Refusal::VolumeBeingDeleted { .. } => "VolumeBeingDeleted",
             Refusal::ForeignVolume { .. } => "ForeignVolume",
             Refusal::ClonedVolume { .. } => "ClonedVolume",
+            Refusal::RemovedReplica { .. } => "RemovedReplica",
             Refusal::ReplicaLost { .. } => "ReplicaLost",
         }
     }
@@ -185,24 +191,24 @@ impl Refusal {
                 service.claim_name(*first),
                 service.claim_name(*second)
             ),
-            Refusal::ReplicaLost { pods } => {
-                let empty = claims(&mut pods.iter().copied());
-                let tail = "replacing a lost replica comes with membership changes in a later release; bring its volume \
-                            back, or move to a new service";
-                if service.replicas - pods.len() >= service.quorum() {
-                    format!(
-                        "{} came up empty: what was there is lost, and a new replica must not vote in its place; the \
-                         others go on; {tail}",
-                        empty.join(", ")
-                    )
-                } else {
-                    format!(
-                        "{} came up empty: what was there is lost, a new replica must not vote in its place, and the \
-                         others are no quorum; {tail}",
-                        empty.join(", ")
-                    )
-                }
+            Refusal::RemovedReplica { found } => {
+                let list: Vec<_> =
+                    found.iter().map(|(ordinal, id)| format!("{} holds {id}", service.claim_name(*ordinal))).collect();
+                let ordinals = || found.iter().map(|(ordinal, _)| *ordinal);
+                let pods: Vec<_> = ordinals().map(|ordinal| service.pod_name(ordinal)).collect();
+                format!(
+                    "a replica that was removed from the service never returns: {}; delete claim {} and pod {}, and a \
+                     fresh replica comes in its place",
+                    list.join(", "),
+                    claims(&mut ordinals()).join(", "),
+                    pods.join(", ")
+                )
             }
+            Refusal::ReplicaLost { pods } => format!(
+                "{} came up empty: what was there is lost, and the voters left are no quorum, which alone could let a new \
+                 replica in; bring a lost volume back, or move to a new service",
+                claims(&mut pods.iter().copied()).join(", ")
+            ),
         }
     }
 }

@@ -83,7 +83,8 @@ fn heal(service: &Service, genesis: &Genesis, world: &World, sick: &[usize]) -> 
         .into_iter()
         .filter(|ordinal| !world.is_ready(*ordinal, genesis) && !world.pods[ordinal].terminating)
         .collect();
-    let quorum_ready = world.ready(genesis) >= service.quorum();
+    let quorum = world.members(genesis).configuration.quorum();
+    let quorum_ready = world.ready(genesis) >= quorum;
     if tried.iter().any(|ordinal| quorum_ready || world.replica(*ordinal).is_none()) {
         return None;
     }
@@ -93,6 +94,6 @@ fn heal(service: &Service, genesis: &Genesis, world: &World, sick: &[usize]) -> 
     }
     let ordinal = answering.next()?;
     let rest = world.replicas().filter(|(other, _)| *other != ordinal).count();
-    let spare = quorum_ready || (tried.is_empty() && rest >= service.quorum());
+    let spare = quorum_ready || (tried.is_empty() && rest >= quorum);
     spare.then(|| delete(world, ordinal, "it has not been ready for long, and is not of the current template"))
 }

@@ -2,7 +2,9 @@
 
 mod claims;
 mod every;
+mod members;
 mod roll;
+mod walk;
 
 use lockstep_types::{ReplicaId, Slot, View};
 
@@ -10,7 +12,7 @@ use super::*;
 use crate::build;
 use crate::quantity::Amount;
 use crate::validate::tests::{example, genesis, service};
-use crate::world::{Claim, Owner, Pod, Replica, Set};
+use crate::world::{Claim, Members, Owner, Pod, Replica, Set};
 
 const FRESH: ServiceId = ServiceId::from_bytes([9; 16]);
 const OTHER: ServiceId = ServiceId::from_bytes([7; 16]);
@@ -85,11 +87,23 @@ fn world_of_pods(pods: &[(State, bool)]) -> World {
             leads: false,
             view: View::new(1, Slot::new(1)),
             not_ready: None,
+            members: Some(Members {
+                configuration: genesis(u8::try_from(pods.len()).expect("small")).configuration(),
+                settled: true,
+            }),
+            caught_up: true,
         };
         let replica = match state {
             Absent | Silent | Dark | Stuck => None,
             Terminating | Overdue | Ready => Some(member),
-            Fresh => Some(Replica { service: None, genesis: None, not_ready: Some("no genesis".into()), ..member }),
+            Fresh => Some(Replica {
+                service: None,
+                genesis: None,
+                not_ready: Some("no genesis".into()),
+                members: None,
+                caught_up: false,
+                ..member
+            }),
             NotReady | Sick | Ailing => Some(Replica { not_ready: Some("no leader heard".into()), ..member }),
             Leader => Some(Replica { leads: true, ..member }),
             Lost => Some(Replica {
@@ -97,6 +111,8 @@ fn world_of_pods(pods: &[(State, bool)]) -> World {
                 service: None,
                 genesis: None,
                 not_ready: Some("no genesis".into()),
+                members: None,
+                caught_up: false,
                 ..member
             }),
             Foreign => {
@@ -138,6 +154,8 @@ fn word(decision: &Decision) -> String {
         }
         Decision::Act(Action::SendGenesis { targets, .. }) => format!("send {}", list(targets)),
         Decision::Act(Action::HandOver { leader, to, .. }) => format!("hand over {leader}→{to}"),
+        Decision::Act(Action::ChangeMembers { leader, change, .. }) => format!("{leader}: {change}"),
+        Decision::Act(Action::Join { ordinal, slot, .. }) => format!("join {ordinal} in {slot}"),
         Decision::Act(Action::ReplacePod { ordinal, by: Removal::Eviction, .. }) => format!("evict {ordinal}"),
         Decision::Act(Action::ReplacePod { ordinal, by: Removal::Deletion, .. }) => format!("delete {ordinal}"),
         Decision::Act(Action::MarkVolumes { claims, .. }) => format!("mark {}", list(claims)),
@@ -252,24 +270,6 @@ fn service_named_otherwise_than_recorded_is_refused() {
     let mut service = with_genesis(example());
     service.adopt = Some(OTHER);
     table(&service, &[(&[(Leader, N), (Ready, N), (Ready, N)], "refuse ServiceIdDiffers")]);
-}
-
-#[test]
-fn empty_disk_after_genesis_is_named_and_never_gets_a_new_genesis() {
-    let service = with_genesis(example());
-    table(
-        &service,
-        &[
-            (&[(Leader, N), (Ready, N), (Lost, N)], "refuse ReplicaLost"),
-            (&[(Lost, N), (Lost, N), (Lost, N)], "refuse ReplicaLost"),
-            (&[(Fresh, N), (Ready, N), (Lost, N)], "send 0"),
-            (&[(Leader, O), (Ready, O), (Lost, O)], "refuse ReplicaLost"),
-        ],
-    );
-    let text = Refusal::ReplicaLost { pods: vec![2] }.describe(&service);
-    assert!(text.contains("data-kv-2 came up empty") && text.contains("the others go on"), "{text}");
-    let text = Refusal::ReplicaLost { pods: vec![1, 2] }.describe(&service);
-    assert!(text.contains("no quorum"), "{text}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What the operator waits for, and how it is told.
 
+use super::members::{Pending, Replacement};
 use super::names;
 use crate::validate::Service;
 
@@ -25,6 +26,8 @@ pub enum Wait {
     HeldBack(usize),
     /// Pods are outdated, and as many other services as may are being rolled.
     Turn,
+    /// A lost member is being replaced, and its next step has to wait.
+    Replacing(Replacement, Pending),
     /// Replicas that are not ready, and nothing that the operator could do about it.
     NotReady(Vec<(usize, Option<String>)>),
 }
@@ -39,6 +42,7 @@ impl Wait {
             Wait::Rolling(_) | Wait::NoLeader => "Rolling",
             Wait::HeldBack(_) => "EvictionHeldBack",
             Wait::Turn => "WaitingForTurn",
+            Wait::Replacing(..) => "ReplacingMember",
             Wait::NotReady(_) => "ReplicasNotReady",
         }
     }
@@ -69,6 +73,7 @@ impl Wait {
                            operator rolls only some at a time (--concurrent-rolls)"
                     .to_owned()
             }
+            Wait::Replacing(replacement, pending) => format!("{}; {pending}", replacement.describe(service)),
             Wait::NotReady(pods) => format!("waiting until {} is ready", list(pods)),
         }
     }

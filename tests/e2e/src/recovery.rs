@@ -14,6 +14,8 @@ pub enum Fault {
     Killed,
     /// The power of its node is cut, and comes back.
     PowerCut,
+    /// Its claim and its pod are deleted: a new replica comes in its place.
+    VolumeDestroyed,
 }
 
 impl fmt::Display for Fault {
@@ -22,6 +24,7 @@ impl fmt::Display for Fault {
             Fault::Deleted => "deleted",
             Fault::Killed => "killed",
             Fault::PowerCut => "power cut",
+            Fault::VolumeDestroyed => "disk lost",
         })
     }
 }
@@ -62,7 +65,7 @@ impl Recoveries {
         }
         println!("\nrecoveries, a client writing all the while:");
         println!("fault      pod    role      ready again  longest gap  acknowledged  unknown  errors");
-        for fault in [Fault::Deleted, Fault::Killed, Fault::PowerCut] {
+        for fault in [Fault::Deleted, Fault::Killed, Fault::PowerCut, Fault::VolumeDestroyed] {
             self.rows.iter().filter(|row| row.fault == fault).for_each(|row| println!("{row}"));
         }
         println!("ready again: from the fault, or the return of the power, until all pods and the resource are Ready");

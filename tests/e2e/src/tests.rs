@@ -114,6 +114,11 @@ pub const TESTS: &[Test] = &[
         shows: "the same by a power cut of the pod's node, and its return",
         run: |scope, recoveries| Box::pin(faults::run(scope, Fault::PowerCut, recoveries)),
     },
+    Test {
+        name: "volume-destroyed",
+        shows: "the volume of a replica and then of the leader destroyed: new replicas come in their place, nothing lost",
+        run: |scope, recoveries| Box::pin(faults::run(scope, Fault::VolumeDestroyed, recoveries)),
+    },
     // The last one, for it takes the operator away from all other namespaces.
     Test {
         name: "namespaced",

@@ -1,6 +1,8 @@
-//! Each pod in turn, and then the leader, is lost and comes back, while a client writes without pause.
+//! Each pod in turn, and then the leader, is lost and comes back, or another replica in its place, while a client writes without pause.
 
 use std::time::{Duration, Instant};
+
+use lockstep_client::ReplicaStatus;
 
 use crate::client_pod::ClientPod;
 use crate::cluster::Node;
@@ -8,7 +10,7 @@ use crate::failure::Failure;
 use crate::recovery::{Fault, Recoveries, Recovery};
 use crate::scope::Scope;
 use crate::service::{Pod, Service};
-use crate::{Result, ensure, wait};
+use crate::{Result, ensure, fail, wait};
 
 /// Until all is Ready again.
 const RECOVERS_WITHIN: Duration = Duration::from_secs(90);
@@ -19,8 +21,12 @@ const WRITES: u64 = 100;
 
 pub async fn run(scope: &Scope, fault: Fault, recoveries: &mut Recoveries) -> Result {
     let service = Service::start(scope, "kv", 3).await?;
-    for target in [Some("kv-0"), Some("kv-1"), Some("kv-2"), None] {
-        recoveries.add(one(&service, fault, target).await?);
+    let targets = match fault {
+        Fault::Deleted | Fault::Killed | Fault::PowerCut => &[Some("kv-0"), Some("kv-1"), Some("kv-2"), None][..],
+        Fault::VolumeDestroyed => &[Some("kv-2"), None],
+    };
+    for target in targets {
+        recoveries.add(one(&service, fault, *target).await?);
     }
     service.until_equal(NOTICED_WITHIN).await.map(drop)
 }
@@ -31,7 +37,7 @@ async fn one(service: &Service, fault: Fault, target: Option<&str>) -> Result<Re
     let name = target.unwrap_or(&leader.name);
     let pod = service.pods().await?.into_iter().find(|pod| pod.name == name);
     let pod = pod.ok_or_else(|| Failure(format!("there is no pod {name}")))?;
-    let boot = service.status(name).await?.boot;
+    let before = service.status(name).await?;
     let (its_node, other_node) = nodes(service, &pod).await?;
     let client_name = format!("load-{}", target.unwrap_or("leader"));
     // Elsewhere, or a power cut would hit it as well.
@@ -48,7 +54,14 @@ async fn one(service: &Service, fault: Fault, target: Option<&str>) -> Result<Re
     .await
     .map_err(|error| Failure(format!("{name} {fault}: {error}")))?;
     let status = service.status(name).await?;
-    ensure!(status.is_ready() && status.boot > boot, "{name} is not what it was, started again: {status:?}");
+    ensure!(status.is_ready(), "{name} is not ready: {status:?}");
+    match fault {
+        Fault::Deleted | Fault::Killed | Fault::PowerCut => {
+            let same = status.replica == before.replica && status.boot > before.boot;
+            ensure!(same, "{name} is not what it was, started again: {status:?}");
+        }
+        Fault::VolumeDestroyed => replaced(service, &before, &status).await?,
+    }
 
     client.until_more(WRITES, NOTICED_WITHIN).await?;
     let report = client.stop().await.map_err(|error| Failure(format!("{name} {fault}: {error}")))?;
@@ -58,12 +71,30 @@ async fn one(service: &Service, fault: Fault, target: Option<&str>) -> Result<Re
     Ok(recovery)
 }
 
+/// Fails unless a new identity votes in the place of the one that is lost, which never returns.
+async fn replaced(service: &Service, before: &ReplicaStatus, now: &ReplicaStatus) -> Result {
+    ensure!(now.replica != before.replica, "{} is back from a volume that was destroyed", now.replica);
+    let Some(known) = &now.membership else { fail!("{} knows no members", now.replica) };
+    let members = &known.configuration;
+    ensure!(members.voters().values().any(|id| *id == now.replica), "{} does not vote: {members}", now.replica);
+    ensure!(members.removed().values().any(|id| *id == before.replica), "{} is not removed", before.replica);
+    ensure!(members.voters().len() == service.replicas && members.standbys().is_empty(), "members are {members}");
+    let resource = service.resource().await?;
+    ensure!(resource["status"]["operation"].is_null(), "an operation is left: {}", resource["status"]["operation"]);
+    Ok(())
+}
+
 /// Does it, and gives the moment from which the recovery counts.
 async fn strike(service: &Service, fault: Fault, pod: &Pod, node: &Node, client: &ClientPod) -> Result<Instant> {
     let (scope, number) = (&service.scope, node.number.to_string());
     let mut since = Instant::now();
     match fault {
         Fault::Deleted => drop(scope.kubectl(&["delete", "pod", &pod.name, "--wait=false"]).await?),
+        Fault::VolumeDestroyed => {
+            let claim = format!("data-{}", pod.name);
+            scope.kubectl(&["delete", "persistentvolumeclaim", &claim, "--wait=false"]).await?;
+            scope.kubectl(&["delete", "pod", &pod.name, "--wait=false"]).await?;
+        }
         Fault::Killed => {
             let name = format!("{}/{}", scope.namespace, pod.name);
             scope.cluster.switch(&["signal", &name, "KILL"]).await?;
