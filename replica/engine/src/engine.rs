@@ -7,7 +7,7 @@ use lockstep_consensus::{Effects, Envelope, Input, Message, Moment, Options, Rec
 use lockstep_machine::{Executor, MachineError};
 use lockstep_types::block::HEADER_BYTES_MAX;
 use lockstep_types::limits::BLOCK_BYTES_MAX;
-use lockstep_types::{BlockRef, Change, Digest, Epoch, Height, LogTime, ReplicaId, Slot, SnapshotRef, block};
+use lockstep_types::{BlockRef, Change, Digest, Epoch, Height, LogTime, Outcome, ReplicaId, Slot, SnapshotRef, block};
 use lockstep_wal::{BatchSeq, Cut, Disk, Prepared, RECORD_OVERHEAD, Writer};
 use thiserror::Error;
 
@@ -397,9 +397,10 @@ impl<D: Disk> Engine<D> {
                 executed: applied.executed,
                 answered_from_table: applied.answered_from_table,
             });
+            let asked = applied.outcomes.iter().any(|outcome| matches!(outcome, Outcome::SnapshotPoint { .. }));
             self.answer_block(height, own.hash, applied.outcomes);
             if applied.snapshot_point {
-                self.take_snapshot(block.header(), own);
+                self.take_snapshot(block.header(), own, asked);
             }
         }
         let height = self.executor.applied();

@@ -200,6 +200,17 @@ impl Group {
     }
 }
 
+/// Three of which one, a follower, is down while the log goes on so far that the others forget where it was.
+fn with_laggard() -> (Group, u32) {
+    let mut group = Group::start(3);
+    group.write(3);
+    group.quiet();
+    let away = (1..=3).find(|number| Some(*number) != group.leader()).unwrap();
+    group.down(away);
+    group.write(80);
+    (group, away)
+}
+
 #[test]
 fn snapshot_points_of_all_replicas_give_equal_snapshots_and_the_log_is_cut() {
     let mut group = Group::start(3);
@@ -236,12 +247,7 @@ fn restart_from_a_snapshot_finds_the_same_state() {
 
 #[test]
 fn laggard_below_the_log_installs_a_snapshot_and_follows() {
-    let mut group = Group::start(3);
-    group.write(3);
-    group.quiet();
-    let away = (1..=3).find(|number| Some(*number) != group.leader()).unwrap();
-    group.down(away);
-    group.write(80);
+    let (mut group, away) = with_laggard();
     group.up(away);
     group.write(1);
     group.quiet();
@@ -257,12 +263,7 @@ fn laggard_below_the_log_installs_a_snapshot_and_follows() {
 
 #[test]
 fn transfer_cut_short_by_a_restart_fetches_only_the_rest() {
-    let mut group = Group::start(3);
-    group.write(3);
-    group.quiet();
-    let away = (1..=3).find(|number| Some(*number) != group.leader()).unwrap();
-    group.down(away);
-    group.write(80);
+    let (mut group, away) = with_laggard();
     group.up(away);
     group.until("one chunk is here", |group| {
         group.status(away).snapshots.fetching.is_some_and(|(_, have, of)| have > 0 && have < of)
@@ -286,12 +287,7 @@ fn transfer_cut_short_by_a_restart_fetches_only_the_rest() {
 fn restart_beside_a_lost_replica_still_serves_the_laggard() {
     // Two of three agreed on the snapshots; one of them is lost for good and the other restarts. It alone must still be able
     // to offer what its log rests on: else the two that are left could never go on.
-    let mut group = Group::start(3);
-    group.write(3);
-    group.quiet();
-    let away = (1..=3).find(|number| Some(*number) != group.leader()).unwrap();
-    group.down(away);
-    group.write(80);
+    let (mut group, away) = with_laggard();
     let leader = group.leader().unwrap();
     let other = (1..=3).find(|number| *number != leader && *number != away).unwrap();
     assert!(group.status(leader).snapshots.log_begins_above > Height::new(3));

@@ -9,14 +9,20 @@ use lockstep_wal::Disk;
 use super::job::{Job, JobDone, SnapshotError, Writing};
 use super::manifest::{Manifest, chunk_file};
 use super::transfer::{Step, Transfer};
-use super::{KEPT_MAX, SERVING_MAX};
+use super::{KEPT_MAX, KeptUp, SERVING_MAX};
 use crate::engine::Engine;
 use crate::message::PeerMessage;
 
 impl<D: Disk> Engine<D> {
-    /// The state after this block is to be kept: all replicas do so at the same heights.
-    pub(crate) fn take_snapshot(&mut self, header: &BlockHeader, block: BlockRef) {
-        if self.snapshots.writing {
+    /// The state after this block is to be kept: all replicas do so at the same heights. `asked`: by a command in the block,
+    /// which counts more than keeping up.
+    pub(crate) fn take_snapshot(&mut self, header: &BlockHeader, block: BlockRef, asked: bool) {
+        if !asked && !self.snapshots.stride.takes(block.height) {
+            return;
+        }
+        if let Some(KeptUp(kept_up)) = &mut self.snapshots.writing {
+            *kept_up = false;
+            self.snapshots.stride.lengthen();
             self.snapshots.counters.left_out += 1;
             return;
         }
@@ -30,7 +36,7 @@ impl<D: Disk> Engine<D> {
         };
         let held = self.snapshots.held();
         let writing = Writing::new(manifest, self.executor.freeze().chunks(), held);
-        self.snapshots.writing = true;
+        self.snapshots.writing = Some(KeptUp(true));
         self.out.jobs.push(Job::Write(Box::new(writing)));
     }
 
@@ -83,7 +89,9 @@ impl<D: Disk> Engine<D> {
         match done {
             JobDone::Wrote(writing) => self.out.jobs.push(Job::Write(writing)),
             JobDone::Taken(manifest) => {
-                self.snapshots.writing = false;
+                if self.snapshots.writing.take() == Some(KeptUp(true)) {
+                    self.snapshots.stride.shorten();
+                }
                 self.snapshots.counters.taken += 1;
                 // It wrote each chunk that was damaged, or does without.
                 for chunk in &manifest.chunks {
@@ -95,7 +103,7 @@ impl<D: Disk> Engine<D> {
                 self.snapshots.keep(*manifest, false);
             }
             JobDone::NotTaken(error) => {
-                self.snapshots.writing = false;
+                self.snapshots.writing = None;
                 self.snapshots.counters.left_out += 1;
                 self.snapshots.trouble = Some(error.to_string());
                 self.snapshots.sweep = true;
@@ -181,7 +189,7 @@ impl<D: Disk> Engine<D> {
         self.serve_chunks(now);
         self.drive_transfer(now);
         let known = self.snapshots.transfer.as_ref().is_none_or(|transfer| transfer.manifest().is_some());
-        if self.snapshots.sweep && !self.snapshots.writing && !self.snapshots.loading && known {
+        if self.snapshots.sweep && self.snapshots.writing.is_none() && !self.snapshots.loading && known {
             self.snapshots.sweep = false;
             let keep = self.snapshots.files();
             self.snapshots.loose.retain(|chunk| keep.contains(&chunk_file(*chunk)));

@@ -6,10 +6,12 @@
 //! | [`manifest`] | what a snapshot consists of, and the names of its files |
 //! | `drive` | what an engine does about snapshots, and when |
 //! | [`job`] | reading and writing chunks, beside the core thread |
+//! | `stride` | which points to take when not all can be |
 //! | `transfer` | fetching a snapshot from peers |
 //!
 //! *Taking.* Applying a block says whether its height is a snapshot point; all replicas have the same. The state is frozen in
-//! no time and written by jobs. If the one before is still being written, or the disk is full, this point is left out.
+//! no time and written by jobs. If the one before is still being written, or the disk is full, this point is left out; and
+//! who cannot keep up takes fewer points, which those who can take as well ([`stride`]).
 //!
 //! *Agreeing.* Replicas tell each other what they have. Once a quorum, itself included, named the same digest, a snapshot is
 //! offered to peers that lag, and only then does it make the log below the second newest such one superfluous. Two
@@ -20,6 +22,7 @@
 mod drive;
 pub mod job;
 pub mod manifest;
+pub(crate) mod stride;
 pub(crate) mod transfer;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -31,6 +34,7 @@ use lockstep_wal::Disk;
 
 use job::SnapshotError;
 use manifest::{Manifest, chunk_file};
+use stride::Stride;
 use transfer::Transfer;
 
 /// Snapshots that a quorum agreed on and that are kept.
@@ -73,8 +77,9 @@ pub(crate) struct Snapshots {
     damaged: BTreeSet<Digest>,
     /// What each peer said that it has, oldest first.
     named: BTreeMap<Slot, Vec<SnapshotRef>>,
-    /// One is being written.
-    writing: bool,
+    /// One is being written, and whether no point that would have been taken came since it began.
+    writing: Option<KeptUp>,
+    stride: Stride,
     transfer: Option<Transfer>,
     /// Loading what was transferred.
     loading: bool,
@@ -90,6 +95,9 @@ pub(crate) struct Snapshots {
     trouble: Option<String>,
     counters: SnapshotCounters,
 }
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct KeptUp(bool);
 
 #[derive(Debug)]
 struct Kept {
@@ -150,7 +158,8 @@ impl Snapshots {
             loose: BTreeSet::new(),
             damaged: BTreeSet::new(),
             named: BTreeMap::new(),
-            writing: false,
+            writing: None,
+            stride: Stride::default(),
             transfer: None,
             loading: false,
             sweep: false,
