@@ -13,7 +13,7 @@ use alloc::vec::Vec;
 use lockstep_types::{Block, BlockRef, Configuration, Digest, Height, LogTime, Slot, SnapshotRef, View};
 
 use crate::chain::Chain;
-use crate::effects::{Effects, Moment, Reject, Serve};
+use crate::effects::{Effects, Moment, Record, Reject, Serve};
 use crate::following::Following;
 use crate::message::{FetchRefusal, Message};
 use crate::replica::{Replica, Role};
@@ -280,6 +280,7 @@ impl Replica {
             assert!(!matches!(self.role, Role::Leader(_)), "a leader of {} lacks committed block {block}", self.view);
             self.chain = Chain::above(block, log_time, configuration);
             self.undurable.clear();
+            self.based = self.persist(Record::Base(block), out);
             self.head_since = now;
             self.committed = block;
             out.committed = Some(block);

@@ -129,6 +129,9 @@ pub enum Input {
 pub enum Record {
     /// A block. It replaces whatever the log held at its height and above.
     Block(Block),
+    /// The chain goes on from this block alone, for which a durable snapshot stands: a start that finds this and not that
+    /// snapshot must not begin with what the log held before.
+    Base(BlockRef),
     /// A promise about views. The newest of each kind counts.
     Promise(Promise),
 }

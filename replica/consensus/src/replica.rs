@@ -103,6 +103,11 @@ impl Recovered {
         self.chain.holds(written) || written.height <= base.height || written.rank() <= base.rank()
     }
 
+    /// Takes in that a snapshot of this block took the place of the log, in the order of the log.
+    pub fn base(&mut self, block: BlockRef) {
+        self.last = Some(block);
+    }
+
     /// Takes in that this block is committed: a snapshot of it is durable. Returns false if it is not on the chain.
     #[must_use]
     pub fn committed(&mut self, block: BlockRef) -> bool {
@@ -168,6 +173,8 @@ pub struct Replica {
     pub(crate) catch_up: Option<CatchUp>,
     /// The newest snapshot that this replica may serve.
     pub(crate) offer: Option<SnapshotRef>,
+    /// The record that says which snapshot took the place of the log; what is said of the head waits for it.
+    pub(crate) based: RecordSeq,
     /// The snapshot that the host was asked for.
     pub(crate) installing: Option<SnapshotRef>,
     /// The epochs, settled and newest, between which members are told.
@@ -219,6 +226,7 @@ impl Replica {
             head_since: now,
             catch_up: None,
             offer: None,
+            based: RecordSeq::ZERO,
             installing: None,
             told: (epoch, epoch),
             role,
@@ -368,7 +376,7 @@ impl Replica {
 
     /// The record after which the head is durable.
     pub(crate) fn head_record(&self) -> RecordSeq {
-        self.undurable.back().map_or(RecordSeq::ZERO, |(seq, _, _)| *seq)
+        self.undurable.back().map_or(self.based, |(seq, _, _)| *seq)
     }
 
     /// The highest height of the chain that is durable here.

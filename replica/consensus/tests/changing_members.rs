@@ -153,6 +153,7 @@ impl World {
                         host.blocks.insert(block.height(), block.clone());
                     }
                 }
+                Record::Base(block) => recovered.base(*block),
                 Record::Promise(promise) => recovered.promise(*promise),
             }
         }
@@ -328,7 +329,7 @@ impl World {
         let Some(host) = self.hosts.get_mut(&slot) else { return };
         host.synced.retain(|record| match record {
             Record::Block(other) => other.height() > block.height,
-            Record::Promise(_) => true,
+            Record::Base(_) | Record::Promise(_) => true,
         });
         self.step(slot, Input::Forget(block.height));
     }

@@ -107,6 +107,7 @@ impl World {
                         host.blocks.insert(block.height(), block.clone());
                     }
                 }
+                Record::Base(block) => recovered.base(*block),
                 Record::Promise(promise) => recovered.promise(*promise),
             }
         }
@@ -139,6 +140,7 @@ impl World {
                     let change = block.header().change.map_or(String::new(), |change| format!(" ({change})"));
                     writeln!(self.out, "{slot} queues {seq} block {block}{change}").unwrap();
                 }
+                Record::Base(block) => writeln!(self.out, "{slot} queues {seq} base {block}").unwrap(),
                 Record::Promise(promise) => writeln!(self.out, "{slot} queues {seq} {promise}").unwrap(),
             }
             host.queued.push((seq, record));
@@ -367,7 +369,7 @@ impl Runner for World {
                 // The log goes from its beginning on: what was replaced later stays, above what it hung on.
                 host.synced.retain(|record| match record {
                     Record::Block(block) => block.height() > snapshot.block.height,
-                    Record::Promise(_) => true,
+                    Record::Base(_) | Record::Promise(_) => true,
                 });
                 self.step(at, Input::Forget(snapshot.block.height));
             }

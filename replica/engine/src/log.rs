@@ -14,6 +14,7 @@ use thiserror::Error;
 const BLOCK: u8 = 1;
 const TIMEOUT: u8 = 2;
 const LEAD: u8 = 3;
+const BASE: u8 = 4;
 
 /// Bytes of records gathered into one batch at most; one record may exceed it.
 const BATCH_BYTES: usize = 8 << 20;
@@ -176,7 +177,7 @@ impl<D: Disk> Log<D> {
                 self.bodies.insert(block.height(), (seq, block.clone()));
                 self.queued_bytes += block.body().len();
             }
-            Record::Promise(_) => {}
+            Record::Base(_) | Record::Promise(_) => {}
         }
         self.queue.push((seq, record));
     }
@@ -206,7 +207,7 @@ impl<D: Disk> Log<D> {
             self.note.take(&record);
             blocks.push(match &record {
                 Record::Block(block) => Some(block.reference()),
-                Record::Promise(_) => None,
+                Record::Base(_) | Record::Promise(_) => None,
             });
             if let Record::Block(block) = &record {
                 self.syncing_commands += commands(block);
@@ -350,13 +351,18 @@ fn commands(block: &Block) -> usize {
 fn record_size(record: &Record) -> usize {
     match record {
         Record::Block(block) => block.body().len(),
-        Record::Promise(_) => 0,
+        Record::Base(_) | Record::Promise(_) => 0,
     }
 }
 
 fn encode(record: Record) -> lockstep_wal::Record {
     match record {
         Record::Block(block) => lockstep_wal::Record { kind: BLOCK, payload: block.encode_parts().to_vec() },
+        Record::Base(block) => {
+            let mut out = Bytewise::default();
+            out.view(block.view).height(block.height).raw(block.hash.as_bytes());
+            lockstep_wal::Record { kind: BASE, payload: vec![Bytes::from(out.finish())] }
+        }
         Record::Promise(promise) => {
             let (kind, view) = match promise {
                 Promise::Timeout(view) => (TIMEOUT, view),
@@ -414,15 +420,28 @@ fn take_record(record: &RecoveredRecord, genesis: &Genesis, candidates: &mut [Ca
             let promise = if kind == TIMEOUT { Promise::Timeout(view) } else { Promise::Lead(view) };
             candidates.iter_mut().for_each(|candidate| candidate.recovered.promise(promise));
         }
+        BASE => {
+            let block = read_base(record.payload.clone()).map_err(|error| error.to_string())?;
+            candidates.iter_mut().for_each(|candidate| candidate.recovered.base(block));
+        }
         kind => return Err(format!("unknown kind {kind}")),
     }
     Ok(())
+}
+
+fn read_base(payload: Bytes) -> Result<BlockRef, DecodeError> {
+    let mut bits = Bits::new(payload);
+    let (view, height) = (bits.view("base")?, bits.height("base")?);
+    let block = BlockRef { view, height, hash: bits.digest("base")? };
+    bits.finish("base")?;
+    Ok(block)
 }
 
 impl Note {
     fn take(&mut self, record: &Record) {
         match record {
             Record::Block(block) => self.head = Some(block.reference()),
+            Record::Base(block) => self.head = Some(*block),
             Record::Promise(Promise::Timeout(view)) => self.timeout = self.timeout.max(Some(*view)),
             Record::Promise(Promise::Lead(view)) => self.lead = self.lead.max(Some(*view)),
         }

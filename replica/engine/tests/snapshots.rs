@@ -392,3 +392,21 @@ fn damaged_chunk_on_the_laggard_is_fetched_again() {
         assert_ne!(fs::read(group.folder(away).join(&file)).unwrap(), b"rot", "{file} is believed in");
     }
 }
+
+#[test]
+fn installed_snapshot_that_is_lost_before_the_next_block_is_missed() {
+    // It was acknowledged. What the log held before it is all there, and must not be taken for the whole.
+    let (mut group, away) = with_laggard();
+    group.up(away);
+    group.until("it installs", |group| group.status(away).snapshots.counters.installed == 1);
+    (0..3).for_each(|_| group.turn());
+    group.down(away);
+    for file in group.files(away, is_manifest) {
+        fs::write(group.folder(away).join(file), b"rot").unwrap();
+    }
+    let disk = Arc::new(FileDisk::open(group.folder(away)).unwrap());
+    let identity = Identity::start(&*disk, [away as u8; 16]).unwrap();
+    let refused = Engine::start(disk, &identity, group.options.clone(), group.now);
+    let why = refused.err().expect("it would forget what it acknowledged").to_string();
+    assert!(why.contains("was written, and does not chain from"), "{why}");
+}

@@ -807,7 +807,7 @@ fn is_unique(body: &Bytes) -> bool {
     matches!(KvRequest::decode(body.clone()), Ok(KvRequest::Put { .. } | KvRequest::CompareAndSet { .. }))
 }
 
-/// The engine's records, read by code of our own: 1 block, 2 Timeout, 3 Lead.
+/// The engine's records, read by code of our own: 1 block, 2 Timeout, 3 Lead, 4 base.
 fn take_record(durable: &mut Durable, base: BlockRef, kind: u8, payload: Bytes) -> Result<(), String> {
     let view = |payload| codec::Reader::new(payload).view("promise").map_err(|error| error.to_string());
     match kind {
@@ -833,6 +833,15 @@ fn take_record(durable: &mut Durable, base: BlockRef, kind: u8, payload: Bytes) 
         }
         2 => durable.timeout = durable.timeout.max(view(payload)?),
         3 => durable.lead = durable.lead.max(view(payload)?),
+        // A snapshot took the place of the log: it is on this disk, or a later one.
+        4 => {
+            let mut reader = codec::Reader::new(payload);
+            let place = reader.view("base").and_then(|view| Ok((view, reader.height("base")?)));
+            let (view, height) = place.map_err(|error| error.to_string())?;
+            if height > base.height {
+                return Err(format!("the log goes on from {height}@{view}, and no snapshot stands for it"));
+            }
+        }
         kind => return Err(format!("unknown kind {kind}")),
     }
     Ok(())
