@@ -4,6 +4,7 @@ use std::io::Write;
 
 use clap::Args;
 use lockstep_client::{Membership, SnapshotsStatus};
+use lockstep_types::ReplicaId;
 use serde_json::{Value, json};
 
 use crate::CliError;
@@ -25,7 +26,8 @@ pub struct StatusArgs {
 /// # Errors
 /// No replica answers.
 pub async fn run(args: StatusArgs) -> Result<(), CliError> {
-    let rows = survey(&args.service.endpoints, args.service.timeout.min(PATIENCE)).await?;
+    let mut rows = survey(&args.service.endpoints, args.service.timeout.min(PATIENCE)).await?;
+    rows.extend(unheard(&rows));
     let text = match args.output {
         Output::Text => table(&rows),
         Output::Json => {
@@ -34,6 +36,19 @@ pub async fn run(args: StatusArgs) -> Result<(), CliError> {
     };
     std::io::stdout().write_all(text.as_bytes())?;
     answered(&rows, &args.service.endpoints)
+}
+
+/// Members of which no address is known, or none that answers: a table without them would hide that they are missing.
+fn unheard(rows: &[Row]) -> Vec<Row> {
+    let newest = survey::membership(rows);
+    let members = newest.into_iter().flat_map(|newest| newest.configuration.members());
+    let missing = members.filter(|(_, replica)| rows.iter().all(|row| row.replica != Some(*replica)));
+    let row = |(_, replica)| Row {
+        address: "-".to_owned(),
+        replica: Some(replica),
+        answer: Err("no address of it is known".to_owned()),
+    };
+    missing.map(row).collect()
 }
 
 const COLUMNS: usize = 10;
@@ -85,7 +100,8 @@ fn cells(row: &Row, newest: Option<&Membership>) -> [String; COLUMNS] {
         Err(reason) => {
             let dash = || "-".to_owned();
             let why = format!("does not answer: {reason}");
-            return [row.address.clone(), dash(), dash(), dash(), dash(), dash(), dash(), dash(), dash(), why];
+            let name = row.replica.map_or_else(dash, |replica| name(replica, newest));
+            return [row.address.clone(), name, dash(), dash(), dash(), dash(), dash(), dash(), dash(), why];
         }
     };
     let slot = status.slot.map(|slot| format!("{slot} ")).unwrap_or_default();
@@ -108,10 +124,20 @@ fn cells(row: &Row, newest: Option<&Membership>) -> [String; COLUMNS] {
     ]
 }
 
+/// Slot, if it is a member, and the first digits of the identity.
+fn name(replica: ReplicaId, newest: Option<&Membership>) -> String {
+    let slot = newest.and_then(|newest| newest.configuration.slot_of(replica));
+    let slot = slot.map(|slot| format!("{slot} ")).unwrap_or_default();
+    format!("{slot}{}", &replica.to_string()[..8])
+}
+
 fn value(row: &Row, newest: Option<&Membership>) -> Value {
     let status = match &row.answer {
         Ok(status) => status,
-        Err(error) => return json!({"address": row.address, "error": error}),
+        Err(error) => {
+            let replica = row.replica.map(|replica| replica.to_string());
+            return json!({"address": row.address, "replica": replica, "error": error});
+        }
     };
     json!({
         "address": row.address,
@@ -156,7 +182,7 @@ fn snapshots_value(snapshots: &SnapshotsStatus) -> Value {
 #[cfg(test)]
 mod tests {
     use lockstep_client::SnapshotFetch;
-    use lockstep_types::{Change, Configuration, FaultModel, Genesis, Height, ReplicaId, ServiceId, Slot};
+    use lockstep_types::{Change, Configuration, FaultModel, Genesis, Height, ServiceId, Slot};
 
     use super::*;
     use crate::survey::tests::row;
@@ -185,6 +211,21 @@ host-4:7400  -            -         -     -     -          -        -    -      
 r1 has trouble with snapshots: failed to write snapshot-25: no space left
 ";
         assert_eq!(table(&rows()), expected);
+    }
+
+    #[test]
+    fn member_that_nobody_hears_is_shown_as_missing() {
+        let mut rows: Vec<Row> = [1, 2].map(|slot| row(slot, SnapshotsStatus::default())).into();
+        let configuration = genesis().configuration();
+        if let Ok(status) = &mut rows[0].answer {
+            status.membership = Some(Membership { configuration, height: Height::new(0), settled: true });
+        }
+        rows.extend(unheard(&rows));
+        let table = table(&rows);
+        let last = table.lines().last().expect("a row for each");
+        assert!(last.starts_with("-            r3 03030303  -"), "{table}");
+        assert!(last.ends_with("does not answer: no address of it is known"), "{table}");
+        assert_eq!(value(&rows[2], None)["replica"], "03".repeat(16));
     }
 
     #[test]
