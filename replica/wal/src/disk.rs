@@ -46,6 +46,11 @@ pub trait Disk: Send + Sync + 'static {
     /// Removes a file and syncs the directory.
     fn remove(&self, name: &str) -> io::Result<()>;
 
+    /// Removes many files, in no order, and syncs the directory once. After a crash in between some are left.
+    fn remove_all(&self, names: &[String]) -> io::Result<()> {
+        names.iter().try_for_each(|name| self.remove(name))
+    }
+
     /// Makes later reads of the file come from the device: what a cache holds is written out first, then dropped.
     fn drop_cache(&self, name: &str) -> io::Result<()>;
 }

@@ -162,6 +162,15 @@ impl Disk for FileDisk {
         self.sync_dir()
     }
 
+    // A sync of the directory takes milliseconds, and a large snapshot has thousands of files.
+    fn remove_all(&self, names: &[String]) -> io::Result<()> {
+        for name in names {
+            self.forget(name);
+            fs::remove_file(self.path(name))?;
+        }
+        self.sync_dir()
+    }
+
     fn drop_cache(&self, name: &str) -> io::Result<()> {
         let file = self.file(name)?;
         // Only clean pages can be dropped. Those that a failed fsync left behind are clean, and go.

@@ -129,3 +129,17 @@ fn small_files_are_replaced_and_leftovers_removed() {
     assert!(disk.list().unwrap().is_empty());
     assert!(disk.len("identity").is_err());
 }
+
+#[test]
+fn many_files_removed_at_once_are_gone_and_no_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = FileDisk::open(dir.path()).unwrap();
+    let names: Vec<String> = (0..20).map(|number| format!("chunk-{number:02}")).collect();
+    names.iter().for_each(|name| disk.replace(name, name.as_bytes()).unwrap());
+    assert_eq!(disk.read(&names[3]).unwrap(), b"chunk-03");
+    disk.remove_all(&names[1..]).unwrap();
+    assert_eq!(disk.list().unwrap(), ["chunk-00"]);
+    assert!(disk.read(&names[3]).is_err(), "what was read before must not stay");
+    disk.remove_all(&[]).unwrap();
+    assert!(disk.remove_all(&names[1..2]).is_err(), "what is not there cannot be removed");
+}

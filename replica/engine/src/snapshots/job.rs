@@ -14,7 +14,7 @@ use lockstep_types::{Digest, Genesis, Slot, SnapshotRef};
 use lockstep_wal::Disk;
 use thiserror::Error;
 
-use super::manifest::{CHUNKS_MAX, Chunk, Manifest, chunk_digest, chunk_file, is_snapshot_file};
+use super::manifest::{CHUNKS_MAX, Chunk, Manifest, chunk_digest, chunk_file, is_manifest, is_snapshot_file};
 
 /// Why a snapshot cannot be written, read or loaded. The replica goes on without it.
 #[derive(Debug, Error)]
@@ -263,10 +263,15 @@ fn sweep(disk: &impl Disk, keep: &BTreeSet<String>) -> Result<(), SnapshotError>
         file: "the data directory".to_owned(),
         source,
     })?;
-    for file in files {
-        if is_snapshot_file(&file) && !keep.contains(&file) {
-            disk.remove(&file).map_err(|source| SnapshotError::Disk { action: "remove", file, source })?;
-        }
+    let (manifests, chunks): (Vec<String>, Vec<String>) = files
+        .into_iter()
+        .filter(|file| is_snapshot_file(file) && !keep.contains(file))
+        .partition(|file| is_manifest(file));
+    // The manifests first, each for good: one that is there must not name what is not.
+    for file in manifests {
+        disk.remove(&file).map_err(|source| SnapshotError::Disk { action: "remove", file, source })?;
     }
+    let failed = |source| SnapshotError::Disk { action: "remove", file: "chunks of old snapshots".to_owned(), source };
+    disk.remove_all(&chunks).map_err(failed)?;
     Ok(())
 }
