@@ -175,8 +175,6 @@ impl<D: Disk> Engine<D> {
             self.log.start_above(block.height);
         }
         self.absorb(effects);
-        let effects = self.core.step(now, Input::Offer(snapshot));
-        self.absorb(effects);
         let input = Input::Applied { height: self.executor.applied(), digest: self.executor.digest() };
         let effects = self.core.step(now, input);
         self.absorb(effects);
@@ -214,7 +212,7 @@ impl<D: Disk> Engine<D> {
 
     /// Offers the newest snapshot that a quorum named.
     fn agree(&mut self, now: Moment) {
-        let (config, me) = (self.core.config().clone(), self.core.me());
+        let (config, me) = (self.core.config(), self.core.me());
         let mut offered = None;
         for kept in self.snapshots.kept.iter_mut().filter(|kept| !kept.agreed) {
             let named = self.snapshots.named.iter().filter(|(_, named)| named.contains(&kept.reference));

@@ -103,7 +103,7 @@ struct KeptUp(bool);
 struct Kept {
     manifest: Manifest,
     reference: SnapshotRef,
-    /// A quorum named it since this start.
+    /// A quorum named it: since this start, or else nobody had offered it, and no log had been cut below it.
     agreed: bool,
 }
 
@@ -192,7 +192,10 @@ impl Snapshots {
                     let reference = manifest.reference();
                     snapshots.kept.insert(0, Kept { manifest, reference, agreed: false });
                 }
-                Err(error) => snapshots.trouble = Some(error.to_string()),
+                Err(error) => {
+                    snapshots.damaged.extend(error.damaged());
+                    snapshots.trouble = Some(error.to_string());
+                }
             }
         }
         snapshots.index_chunks();
@@ -221,8 +224,8 @@ impl Snapshots {
         Some(rests_on.reference)
     }
 
-    /// The lowest height that the log must still reach down to: that of the second newest snapshot agreed on, or of the
-    /// oldest if fewer are.
+    /// The lowest height that the log must still reach down to: that of the second newest snapshot agreed on; zero if fewer
+    /// are.
     fn superfluous_below(&self) -> Height {
         let agreed = self.kept.iter().rev().filter(|kept| kept.agreed).map(|kept| kept.manifest.block.height);
         agreed.take(KEPT).nth(KEPT - 1).unwrap_or(Height::ZERO)
