@@ -67,6 +67,7 @@ impl AdminService {
             state_machine: String::new(),
             uptime: process.clock.uptime(),
             snapshots: SnapshotsStatus::default(),
+            retired: process.born.retired.clone(),
         };
         match process.running() {
             Some(running) => self.status_of(running, base).await,
@@ -74,7 +75,10 @@ impl AdminService {
                 None => base,
                 Some(genesis) => ReplicaStatus {
                     service: Some(genesis.service),
-                    not_ready: Some("is reading its log".to_owned()),
+                    not_ready: Some(match &process.born.retired {
+                        None => "is reading its log".to_owned(),
+                        Some(_) => "forgot what it had promised, and has retired".to_owned(),
+                    }),
                     state_machine: genesis.machine.clone(),
                     genesis: Some(genesis),
                     ..base
@@ -259,7 +263,8 @@ fn refused(error: &IdentityError) -> Status {
         IdentityError::OtherGenesis { .. }
         | IdentityError::OtherSlot { .. }
         | IdentityError::Differs { .. }
-        | IdentityError::NotNamed { .. } => Status::failed_precondition(error.to_string()),
+        | IdentityError::NotNamed { .. }
+        | IdentityError::Retired { .. } => Status::failed_precondition(error.to_string()),
         IdentityError::Invalid(_) => Status::invalid_argument(error.to_string()),
         IdentityError::Disk { .. } => Status::unavailable(error.to_string()),
         IdentityError::Damaged { .. }

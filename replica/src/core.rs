@@ -12,8 +12,10 @@ use std::time::Duration;
 
 use lockstep_consensus::{Moment, Reject};
 use lockstep_engine::log::ReadError;
-use lockstep_engine::{Answer, Engine, Event, Job, JobDone, Operation, Output, PeerMessage, Status, Token};
-use lockstep_types::{Change, Epoch, Height, Slot};
+use lockstep_engine::{
+    Amnesia, Answer, Claim, Engine, Event, Job, JobDone, Operation, Output, PeerMessage, Status, Token,
+};
+use lockstep_types::{Change, Epoch, Height, ReplicaId, Slot};
 use lockstep_wal::{BatchSeq, Disk};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
@@ -42,6 +44,8 @@ pub(crate) enum Urgent {
     HandOver(Option<Slot>),
     /// Change the membership.
     Change(Change, oneshot::Sender<Result<Height, Reject>>),
+    /// Another replica says who it is.
+    Meet(ReplicaId, Claim, oneshot::Sender<Result<(), Amnesia>>),
     /// What does the engine say of itself?
     Status(oneshot::Sender<Status>),
     /// End the thread.
@@ -126,6 +130,13 @@ impl CoreHandle {
         self.status.borrow().clone()
     }
 
+    /// Whether another replica may be listened to.
+    pub async fn meet(&self, replica: ReplicaId, claim: Claim) -> Result<Result<(), Amnesia>, Gone> {
+        let (reply, answer) = oneshot::channel();
+        self.urgent.send(Urgent::Meet(replica, claim, reply)).map_err(|_| Gone)?;
+        answer.await.map_err(|_| Gone)
+    }
+
     /// When the loop last turned.
     pub fn turned(&self) -> Moment {
         Moment::from_micros(self.turned.load(Ordering::Relaxed))
@@ -157,6 +168,8 @@ pub(crate) struct Parts<D: Disk> {
     pub peers: Arc<Peers>,
     pub metrics: Arc<Metrics>,
     pub max_queued_bytes: usize,
+    /// Told if this replica must retire, and why.
+    pub retire: mpsc::UnboundedSender<String>,
 }
 
 /// The threads of a replica.
@@ -178,7 +191,7 @@ impl Threads {
 
 /// Starts the threads.
 pub(crate) fn start<D: Disk>(parts: Parts<D>) -> io::Result<(CoreHandle, Threads)> {
-    let Parts { mut engine, disk, clock, peers, metrics, max_queued_bytes } = parts;
+    let Parts { mut engine, disk, clock, peers, metrics, max_queued_bytes, retire } = parts;
     let (urgent, urgent_queue) = mpsc::unbounded_channel();
     let (peers_in, peers_queue) = mpsc::channel(FRAMES_QUEUED);
     let (clients_in, clients_queue) = mpsc::channel(FRAMES_QUEUED);
@@ -200,6 +213,7 @@ pub(crate) fn start<D: Disk>(parts: Parts<D>) -> io::Result<(CoreHandle, Threads
         callers: HashMap::new(),
         next_token: 0,
         epochs: (Epoch::default(), Epoch::default(), false),
+        retire,
         wake_at: clock.now(),
     };
     let queues = Queues { urgent: urgent_queue, peers: peers_queue, clients: clients_queue };
@@ -288,6 +302,7 @@ struct Core<D: Disk> {
     next_token: u64,
     /// The memberships that the peers were told of.
     epochs: (Epoch, Epoch, bool),
+    retire: mpsc::UnboundedSender<String>,
     wake_at: Moment,
 }
 
@@ -351,6 +366,7 @@ impl<D: Disk> Core<D> {
                 Urgent::HandOver(target) => self.engine.handle(now, Event::HandOver(target)),
                 // An asker that is gone needs no answer.
                 Urgent::Change(change, reply) => drop(reply.send(self.engine.change(now, change))),
+                Urgent::Meet(replica, claim, reply) => drop(reply.send(self.engine.meet(now, replica, claim))),
                 Urgent::Status(reply) => drop(reply.send(self.engine.status(now))),
                 Urgent::Stop => return Next::Stop,
             }
@@ -385,7 +401,12 @@ impl<D: Disk> Core<D> {
     }
 
     fn carry_out(&mut self, now: Moment, output: Output) {
-        let Output { send, write, cut, write_commands, jobs, replies, installed, applied: _, wake_at } = output;
+        let Output { send, write, cut, write_commands, jobs, replies, installed, applied: _, retired, wake_at } =
+            output;
+        if let Some(amnesia) = retired {
+            // The process is about to end.
+            let _ = self.retire.send(amnesia.to_string());
+        }
         if let Some(snapshot) = installed {
             tracing::info!("{snapshot} of the other replicas took the place of the state");
         }

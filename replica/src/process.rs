@@ -64,6 +64,8 @@ pub(crate) struct Process {
     started: watch::Sender<bool>,
     stage: watch::Sender<Stage>,
     fatal: mpsc::Sender<RunError>,
+    /// Where the core thread says that this replica must retire.
+    retiring: mpsc::UnboundedSender<String>,
 }
 
 /// A replica whose service is born and whose log is read.
@@ -118,6 +120,7 @@ pub(crate) async fn run(args: Args) -> Result<(), RunError> {
         args.data_dir.display()
     );
     let (fatal, mut failures) = mpsc::channel(1);
+    let (retiring, mut found_out) = mpsc::unbounded_channel();
     let process = Arc::new(Process {
         clock: Clock::start(),
         metrics: Arc::new(Metrics::new()),
@@ -130,6 +133,7 @@ pub(crate) async fn run(args: Args) -> Result<(), RunError> {
         started: watch::channel(false).0,
         stage: watch::channel(Stage::Up).0,
         fatal,
+        retiring,
         args,
     });
     let servers = Servers::start(&process, clients, peers, scrapes);
@@ -137,6 +141,10 @@ pub(crate) async fn run(args: Args) -> Result<(), RunError> {
     let starting = Arc::clone(&process);
     tokio::spawn(async move {
         let identity = starting.identity.lock().await;
+        if let Err(retired) = identity.check_fit() {
+            tracing::error!("{retired}");
+            return;
+        }
         match &identity.genesis {
             None => tracing::info!("no genesis yet: waiting for one"),
             Some(_) => starting.report(starting.start_engine(&identity).await).await,
@@ -150,6 +158,7 @@ pub(crate) async fn run(args: Args) -> Result<(), RunError> {
             Ok(())
         }
         error = failures.recv() => Err(error.expect("the process holds a sender")),
+        why = found_out.recv() => Err(process.retired(why.expect("the process holds a sender")).await),
     }
 }
 
@@ -255,26 +264,29 @@ impl Process {
         let (Some(genesis), Some(slot)) = (identity.genesis.clone(), identity.slot) else {
             return Err(no_member.into());
         };
-        let me = (identity.replica, slot, identity.boot);
         let peer = self.args.advertise_peer.clone().unwrap_or_default();
         let addresses = Addresses { client: self.client_address.clone(), peer };
-        let metrics = Arc::clone(&self.metrics);
-        let peers = Arc::new(Peers::new(genesis.service, me, genesis.configuration(), addresses, metrics));
         let wal = lockstep_wal::Options { segment_bytes: self.args.segment_bytes };
         let snapshots = self.args.snapshots();
         let options = EngineOptions { rules: self.args.rules(), wal, snapshots, ..EngineOptions::default() };
         let (disk, copy, clock) = (Arc::clone(&self.disk), identity.clone(), self.clock);
-        let (others, metrics, max_queued_bytes) =
-            (Arc::clone(&peers), Arc::clone(&self.metrics), self.args.max_queued_bytes);
-        let (core, threads) = blocking(move || {
+        let (metrics, max_queued_bytes) = (Arc::clone(&self.metrics), self.args.max_queued_bytes);
+        let (retire, born) = (self.retiring.clone(), genesis.clone());
+        let (peers, core, threads) = blocking(move || {
             let engine = Engine::start(Arc::clone(&disk), &copy, options, clock.now())?;
             let status = engine.status(clock.now());
             tracing::info!("{} of service {}: log up to height {}", status.slot, genesis_of(&copy), status.head);
             if let Some(trouble) = &status.snapshots.trouble {
                 tracing::warn!("snapshots: {trouble}");
             }
-            core::start(Parts { engine, disk, clock, peers: others, metrics, max_queued_bytes })
-                .map_err(system("start a thread"))
+            let me = (copy.replica, slot, engine.claim());
+            let first = born.configuration();
+            let peers = Arc::new(Peers::new(born.service, me, first, addresses, Arc::clone(&metrics)));
+            let others = Arc::clone(&peers);
+            let (core, threads) =
+                core::start(Parts { engine, disk, clock, peers: others, metrics, max_queued_bytes, retire })
+                    .map_err(system("start a thread"))?;
+            Ok::<_, RunError>((peers, core, threads))
         })
         .await?;
         let threads = std::sync::Mutex::new(Some(threads));
@@ -288,6 +300,26 @@ impl Process {
     async fn report(&self, started: Result<(), RunError>) {
         if let Err(error) = started {
             let _ = self.fatal.send(error).await;
+        }
+    }
+
+    /// Another replica found out that this one forgot what it had promised. It must say nothing more.
+    pub fn retire(&self, why: String) {
+        // Who was faster says as much.
+        let _ = self.retiring.send(why);
+    }
+
+    /// Notes that this identity has retired; gives the error that ends the process. The next start tells everyone why.
+    async fn retired(&self, why: String) -> RunError {
+        let mut identity = self.identity.lock().await;
+        let (mut next, disk) = (identity.clone(), Arc::clone(&self.disk));
+        let noted = blocking(move || next.retire(why, &*disk).map(|()| next)).await;
+        match noted {
+            Ok(retired) => {
+                *identity = retired;
+                identity.check_fit().expect_err("it has just retired").into()
+            }
+            Err(error) => error.into(),
         }
     }
 

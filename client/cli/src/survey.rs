@@ -207,6 +207,7 @@ pub mod tests {
     /// A follower that answers.
     pub fn row(slot: u32, snapshots: SnapshotsStatus) -> Row {
         let status = ReplicaStatus {
+            retired: None,
             replica: ReplicaId::from_bytes([slot as u8; 16]),
             service: None,
             version: "1.2.3".to_owned(),

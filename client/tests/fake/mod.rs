@@ -369,6 +369,7 @@ impl Door {
     pub fn status(&self) -> ReplicaStatus {
         let applied = self.service.executor.lock().unwrap().applied();
         ReplicaStatus {
+            retired: None,
             replica: replica_id(self.index),
             service: Some(self.service.genesis.service),
             version: "0.0.0".to_owned(),

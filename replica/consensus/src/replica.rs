@@ -469,6 +469,11 @@ impl Replica {
         }
     }
 
+    /// The newest Timeout heard from this member since the start: the view, and the last block that it had acknowledged.
+    pub fn heard_timeout(&self, member: Slot) -> Option<(View, BlockRef)> {
+        self.timeouts.get(&member).copied()
+    }
+
     /// On the leader: what this member acknowledged, and whether it answered within the election time.
     pub fn acknowledged(&self, member: Slot, now: Moment) -> Option<(Height, bool)> {
         match &self.role {

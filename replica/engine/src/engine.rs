@@ -17,6 +17,7 @@ use crate::message::PeerMessage;
 use crate::requests::{Answer, Operation, Requests, Token};
 use crate::snapshots::job::{Job, JobDone, SnapshotError};
 use crate::snapshots::{SnapshotOptions, Snapshots};
+use crate::witness::{Amnesia, Claim, Witnessing};
 
 /// Bytes of blocks in one answer to a peer that lags; one block may exceed it.
 const SERVE_BYTES: usize = 1 << 20;
@@ -91,7 +92,7 @@ pub enum StartError {
     /// Its log refuses.
     #[error(transparent)]
     Log(#[from] LogError),
-    /// Its identity cannot be kept.
+    /// Its identity cannot be kept, or has retired.
     #[error(transparent)]
     Identity(#[from] crate::identity::IdentityError),
     /// Its state machine refuses.
@@ -153,6 +154,8 @@ pub struct Output {
     pub installed: Option<SnapshotRef>,
     /// What was executed, for those who check: block and commands that ran, in order.
     pub applied: Vec<AppliedBlock>,
+    /// This replica forgot what it had promised: its identity must be retired, and this engine dropped. It does nothing more.
+    pub retired: Option<Amnesia>,
     /// When to come back at the latest.
     pub wake_at: Moment,
 }
@@ -194,6 +197,10 @@ pub struct Engine<D: Disk> {
     serve: VecDeque<Serve>,
     /// Reads that were decided while another effect was being carried out.
     pub(crate) requests: Requests,
+    pub(crate) me: ReplicaId,
+    /// What the others are told of this start.
+    pub(crate) claim: Claim,
+    pub(crate) witnessing: Witnessing,
     pub(crate) boot: u64,
     pub(crate) out: Output,
     pub(crate) election: u64,
@@ -218,7 +225,8 @@ impl<D: Disk> Engine<D> {
             None => Executor::new(genesis)?,
         };
         let (beginnings, newest) = (snapshots.beginnings(), snapshots.newest());
-        let (log, recovered) =
+        identity.check_fit()?;
+        let (log, recovered, witness) =
             Log::open(Arc::clone(&disk), genesis, identity.replica, options.wal, beginnings, newest)?;
         let offer = snapshots.log_begins_above(recovered.chain().base());
         identity.note_log(&*disk)?;
@@ -227,6 +235,7 @@ impl<D: Disk> Engine<D> {
         let applied = Input::Applied { height: executor.applied(), digest: executor.digest() };
         let mut effects = vec![core.step(now, applied)];
         effects.extend(offer.map(|snapshot| core.step(now, Input::Offer(snapshot))));
+        let claim = Claim { boot: identity.boot, start: identity.start, holds: log.mark() };
         let mut engine = Engine {
             core,
             executor,
@@ -236,6 +245,9 @@ impl<D: Disk> Engine<D> {
             promised: VecDeque::new(),
             serve: VecDeque::new(),
             requests: Requests::default(),
+            me: identity.replica,
+            claim,
+            witnessing: Witnessing::new(witness),
             boot: identity.boot,
             out: Output::default(),
             election,
@@ -253,6 +265,9 @@ impl<D: Disk> Engine<D> {
 
     /// Takes one event. Events must come in the order in which they happened.
     pub fn handle(&mut self, now: Moment, event: Event) {
+        if self.witnessing.retired.is_some() {
+            return;
+        }
         match event {
             Event::Tick => {
                 let effects = self.core.step(now, Input::Tick);
@@ -279,6 +294,10 @@ impl<D: Disk> Engine<D> {
     /// # Errors
     /// A block that was written cannot be read: the process must stop.
     pub fn poll(&mut self, now: Moment, wall: LogTime) -> Result<Output, ReadError> {
+        if let Some(amnesia) = self.witnessing.retired {
+            self.out = Output { retired: Some(amnesia), wake_at: Moment::from_micros(u64::MAX), ..Output::default() };
+            return Ok(std::mem::take(&mut self.out));
+        }
         if now >= self.core.deadline() {
             self.handle(now, Event::Tick);
         }
@@ -288,16 +307,18 @@ impl<D: Disk> Engine<D> {
         let to_read = self.answer_reads();
         self.serve_blocks()?;
         self.drive_snapshots(now);
-        self.out.write = self.log.next_batch();
+        self.drive_witness(now);
+        self.out.write = self.log.next_batch(&self.witnessing.witness);
         self.out.cut = self.log.next_cut();
         self.out.write_commands = self.log.syncing_commands();
-        let due = self.core.deadline().min(self.requests.deadline()).min(self.snapshots.deadline());
+        let due = self.core.deadline().min(self.requests.deadline()).min(self.snapshots.deadline()).min(self.tell_at());
         self.out.wake_at = if to_apply || to_read { now } else { due };
         Ok(std::mem::take(&mut self.out))
     }
 
     fn on_peer(&mut self, now: Moment, from: Slot, epoch: Epoch, message: PeerMessage) {
         match message {
+            _ if self.is_deaf_to(from) => {}
             PeerMessage::Consensus(message) => {
                 let effects = self.core.step(now, Input::Receive { from, epoch, message });
                 self.absorb(effects);
@@ -308,6 +329,7 @@ impl<D: Disk> Engine<D> {
             PeerMessage::ForwardReply { id, result } => self.on_forward_reply(from, id, result),
             PeerMessage::ReadIndex { id } => self.on_read_index(now, from, id),
             PeerMessage::ReadIndexReply { id, height } => self.on_read_index_reply(now, from, id, height),
+            PeerMessage::Remembered(all) => self.on_remembered(all),
             PeerMessage::Snapshots { kept, asks } => self.on_snapshots_named(from, kept, asks),
             PeerMessage::FetchChunk { digest } => self.on_chunk_asked(from, digest),
             PeerMessage::Chunk { digest, bytes } => self.on_chunk(from, digest, bytes),

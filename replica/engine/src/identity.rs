@@ -1,7 +1,7 @@
 //! Who a data directory is. Minted with the directory, never the pod's ordinal: an empty disk is a new replica (DESIGN §2.5).
 //!
 //! One small file, replaced whole: format version, replica id, number of starts, genesis or none, whether a log was begun,
-//! digest of all that. A directory that holds a log but no identity is refused, and so is one whose log is gone: a fresh
+//! why it retired, digest of all that. A directory that holds a log but no identity is refused, and so is one whose log is gone: a fresh
 //! start would forget a promise.
 
 use bytes::Bytes;
@@ -22,7 +22,7 @@ pub const FILE: &str = "identity";
 pub struct Identity {
     /// Random, minted with the directory.
     pub replica: ReplicaId,
-    /// Starts so far, this one included; from 1. Peers refuse an identity whose count goes back (schedule M3).
+    /// Starts so far, this one included; from 1. Peers refuse an identity whose count goes back (module `witness`).
     pub boot: u64,
     /// The service that this replica was born into, once it is known. Never another.
     pub genesis: Option<Genesis>,
@@ -30,6 +30,10 @@ pub struct Identity {
     pub slot: Option<Slot>,
     /// A log was begun in this directory, and must be there.
     pub logged: bool,
+    /// Why it makes no promise any more: it was found to have forgotten one.
+    pub retired: Option<String>,
+    /// Random, of this start alone; not kept.
+    pub start: u64,
 }
 
 /// Why a data directory cannot be used.
@@ -114,6 +118,17 @@ pub enum IdentityError {
         /// The slot offered.
         theirs: Slot,
     },
+    /// An identity that forgot what it had promised.
+    #[error(
+        "replica {replica} has retired: {why}; its volume is an old copy, or its disk lost what it had called durable: \
+         restore nothing, give it an empty directory so that it joins as a new replica"
+    )]
+    Retired {
+        /// The replica.
+        replica: ReplicaId,
+        /// What it forgot.
+        why: String,
+    },
     /// A genesis that no service can start from.
     #[error(transparent)]
     Invalid(#[from] GenesisError),
@@ -131,12 +146,22 @@ impl Identity {
         } else if let Some(file) = files.iter().find(|file| lockstep_wal::is_segment(file) || is_snapshot_file(file)) {
             return Err(IdentityError::Lost { file: file.clone() });
         } else {
-            Identity { replica: ReplicaId::from_bytes(random), boot: 0, genesis: None, slot: None, logged: false }
+            Identity {
+                replica: ReplicaId::from_bytes(random),
+                boot: 0,
+                genesis: None,
+                slot: None,
+                logged: false,
+                retired: None,
+                start: 0,
+            }
         };
         if identity.logged && !files.iter().any(|file| lockstep_wal::is_segment(file)) {
             return Err(IdentityError::LogLost { replica: identity.replica });
         }
         identity.boot += 1;
+        let mut start = Reader::new(Bytes::copy_from_slice(Digest::of(&random).as_bytes()));
+        identity.start = start.u64("start").expect("a digest is longer");
         identity.store(disk)?;
         Ok(identity)
     }
@@ -164,6 +189,7 @@ impl Identity {
     }
 
     fn become_member(&mut self, genesis: Genesis, slot: Slot, disk: &impl Disk) -> Result<bool, IdentityError> {
+        self.check_fit()?;
         self.check_genesis(&genesis)?;
         match self.slot {
             Some(ours) if ours == slot => return Ok(false),
@@ -175,6 +201,28 @@ impl Identity {
         born.store(disk)?;
         *self = born;
         Ok(true)
+    }
+
+    /// Retires, for good: it makes no promise any more.
+    ///
+    /// # Errors
+    /// A disk that fails.
+    pub fn retire(&mut self, why: String, disk: &impl Disk) -> Result<(), IdentityError> {
+        let retired = Identity { retired: Some(why), ..self.clone() };
+        retired.store(disk)?;
+        *self = retired;
+        Ok(())
+    }
+
+    /// Whether it may run.
+    ///
+    /// # Errors
+    /// It has retired.
+    pub fn check_fit(&self) -> Result<(), IdentityError> {
+        match &self.retired {
+            None => Ok(()),
+            Some(why) => Err(IdentityError::Retired { replica: self.replica, why: why.clone() }),
+        }
     }
 
     /// Whether a genesis is the one that this replica has, if it has one.
@@ -203,6 +251,7 @@ impl Identity {
             Some(genesis) => out.u8(1).bytes(&genesis.encode()).u32(self.slot.map_or(0, Slot::get)),
         };
         out.u8(self.logged.into());
+        out.bytes(self.retired.as_deref().unwrap_or_default().as_bytes());
         let mut bytes = out.finish();
         bytes.extend_from_slice(Digest::of(&bytes).as_bytes());
         disk.replace(FILE, &bytes).map_err(|source| IdentityError::Disk { action: "write", source })
@@ -242,7 +291,9 @@ impl Identity {
             tag => return Err(DecodeError::UnknownTag { what: "genesis flag", tag }),
         };
         let logged = reader.u8("log flag")? != 0;
+        let retired = reader.bytes("retirement")?;
+        let retired = (!retired.is_empty()).then(|| String::from_utf8_lossy(&retired).into_owned());
         reader.finish("identity")?;
-        Ok(Identity { replica, boot, genesis, slot, logged })
+        Ok(Identity { replica, boot, genesis, slot, logged, retired, start: 0 })
     }
 }

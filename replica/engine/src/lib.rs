@@ -18,6 +18,7 @@
 //! | [`requests`] | client requests from arrival to answer: proposed here, or forwarded to the leader |
 //! | [`snapshots`] | taking, agreeing on, serving and fetching snapshots; cutting the log below them |
 //! | [`status`] | what a replica says of itself |
+//! | [`witness`] | what replicas remember of each other, so that one that forgot is found out |
 //! | [`message`] | what replicas say to each other beyond the rules: forwarded requests, reads |
 //!
 //! Group commit needs no timer: while one batch is being synced, records and commands gather, and the next batch takes all
@@ -30,6 +31,7 @@ pub mod message;
 pub mod requests;
 pub mod snapshots;
 pub mod status;
+pub mod witness;
 
 pub use engine::{Engine, EngineOptions, Event, Output, StartError};
 pub use identity::{Identity, IdentityError};
@@ -38,3 +40,4 @@ pub use requests::{Answer, Operation, Refusal, Token};
 pub use snapshots::job::{Job, JobDone, SnapshotError};
 pub use snapshots::{SnapshotCounters, SnapshotOptions, SnapshotStatus};
 pub use status::{MemberStatus, MembershipStatus, Status};
+pub use witness::{Amnesia, Claim};

@@ -10,6 +10,8 @@ use lockstep_types::{Block, BlockRef, DecodeError, Digest, Genesis, Height, Repl
 use lockstep_wal::{BatchSeq, Cut, Disk, Location, Options, Prepared, Reader, RecoveredRecord, Wal, WalId};
 use thiserror::Error;
 
+use crate::witness::{self, Mark, Rank, Witness};
+
 /// Kinds of records.
 const BLOCK: u8 = 1;
 const TIMEOUT: u8 = 2;
@@ -61,8 +63,9 @@ pub struct Log<D: Disk> {
     /// Records that wait for the batch under way.
     queue: Vec<(RecordSeq, Record)>,
     queued_bytes: usize,
-    /// The batch under way, its last record.
-    syncing: Option<(BatchSeq, RecordSeq)>,
+    /// The batch under way, its last record, and how far the log comes with it.
+    syncing: Option<(BatchSeq, RecordSeq, Mark)>,
+    durable_mark: Mark,
     /// Client commands in that batch.
     syncing_commands: usize,
     durable: RecordSeq,
@@ -76,6 +79,8 @@ pub struct Log<D: Disk> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Note {
     head: Option<BlockRef>,
+    /// The highest block that was ever written: who chained a snapshot in place of its log may have a lower head.
+    highest: Rank,
     timeout: Option<View>,
     lead: Option<View>,
 }
@@ -83,7 +88,7 @@ struct Note {
 impl<D: Disk> Log<D> {
     /// Opens the log and reads it from the start. `beginnings` are what it may go on from, lowest first: the genesis, and
     /// each snapshot; the lowest from which the log leads to its end without a gap, and over `committed`, the block of the
-    /// newest snapshot, is taken: what can be read can be served.
+    /// newest snapshot, is taken: what can be read can be served. Also gives what was remembered of the other replicas.
     ///
     /// # Errors
     /// A log that is faulty, belongs to another replica or service, was written by a later release, or leaves a gap.
@@ -94,7 +99,7 @@ impl<D: Disk> Log<D> {
         options: Options,
         beginnings: Vec<Recovered>,
         committed: BlockRef,
-    ) -> Result<(Self, Recovered), LogError> {
+    ) -> Result<(Self, Recovered, Witness), LogError> {
         let id = WalId { service: *genesis.service.as_bytes(), replica: *replica.as_bytes() };
         let mut candidates: Vec<Candidate> = beginnings.into_iter().map(Candidate::new).collect();
         let mut count = 0;
@@ -110,8 +115,8 @@ impl<D: Disk> Log<D> {
         if let Some(error) = wrong {
             return Err(error);
         }
-        let note = match recovery.note {
-            None => Note::default(),
+        let (note, witness) = match recovery.note {
+            None => (Note::default(), Witness::default()),
             Some(bytes) => {
                 Note::decode(bytes).map_err(|error| LogError::Record { record: count, why: error.to_string() })?
             }
@@ -152,12 +157,13 @@ impl<D: Disk> Log<D> {
             queue: Vec::new(),
             queued_bytes: 0,
             syncing: None,
+            durable_mark: note.mark(),
             syncing_commands: 0,
             durable: RecordSeq::ZERO,
             cut: None,
             note,
         };
-        Ok((log, recovered))
+        Ok((log, recovered, witness))
     }
 
     /// The writer that the host commits batches with. Taken once.
@@ -182,8 +188,8 @@ impl<D: Disk> Log<D> {
         self.queue.push((seq, record));
     }
 
-    /// The next batch to commit, if records wait and none is being synced.
-    pub fn next_batch(&mut self) -> Option<Prepared> {
+    /// The next batch to commit, if records wait and none is being synced. What is remembered of the others goes along.
+    pub fn next_batch(&mut self, witness: &Witness) -> Option<Prepared> {
         if self.syncing.is_some() || self.queue.is_empty() {
             return None;
         }
@@ -217,7 +223,7 @@ impl<D: Disk> Log<D> {
         }
         let (prepared, locations) = self
             .wal
-            .prepare(records, self.note.encode())
+            .prepare(records, self.note.encode(witness))
             .expect("the largest block fits, by the check at the start, and the rest is bounded above");
         for (block, location) in blocks.into_iter().zip(locations) {
             // A block replaced while it waited is written all the same; its place belongs to another by now.
@@ -227,16 +233,27 @@ impl<D: Disk> Log<D> {
                 self.locations[index] = Some(location);
             }
         }
-        self.syncing = Some((prepared.seq(), last));
+        self.syncing = Some((prepared.seq(), last, self.note.mark()));
         Some(prepared)
     }
 
     /// The batch under way is on the disk. Returns the last record that is.
     pub fn written(&mut self, batch: BatchSeq) -> RecordSeq {
-        let (seq, last) = self.syncing.take().expect("a batch is being synced");
+        let (seq, last, mark) = self.syncing.take().expect("a batch is being synced");
         assert!(seq == batch, "batch {batch} was written, {seq} is being synced");
         self.durable = last;
+        self.durable_mark = mark;
         last
+    }
+
+    /// How far this log ever went, the batch under way included.
+    pub fn mark(&self) -> Mark {
+        self.note.mark()
+    }
+
+    /// How far it went on the disk.
+    pub fn durable_mark(&self) -> Mark {
+        self.durable_mark
     }
 
     /// Client commands in the batch under way.
@@ -438,39 +455,63 @@ fn read_base(payload: Bytes) -> Result<BlockRef, DecodeError> {
 }
 
 impl Note {
+    /// Layout of its bytes.
+    const VERSION: u8 = 2;
+
     fn take(&mut self, record: &Record) {
         match record {
-            Record::Block(block) => self.head = Some(block.reference()),
-            Record::Base(block) => self.head = Some(*block),
+            Record::Block(block) => self.reach(block.reference()),
+            Record::Base(block) => self.reach(*block),
             Record::Promise(Promise::Timeout(view)) => self.timeout = self.timeout.max(Some(*view)),
             Record::Promise(Promise::Lead(view)) => self.lead = self.lead.max(Some(*view)),
         }
     }
 
-    fn encode(&self) -> Bytes {
-        let mut out = Bytewise::default();
+    fn mark(&self) -> Mark {
+        Mark { rank: self.highest, promised: self.timeout.unwrap_or(View::ZERO) }
+    }
+
+    fn reach(&mut self, head: BlockRef) {
+        self.head = Some(head);
+        self.highest = self.highest.max(head.rank());
+    }
+
+    fn encode(&self, witness: &Witness) -> Bytes {
+        const { assert!(NOTE_BYTES + witness::NOTE_BYTES_MAX <= lockstep_wal::MAX_NOTE) };
+        let mut out = Bytewise::with_capacity(NOTE_BYTES + witness::NOTE_BYTES_MAX);
         let head = self.head.unwrap_or(BlockRef::GENESIS);
-        out.u8(1).view(head.view).height(head.height).raw(head.hash.as_bytes());
-        out.view(self.timeout.unwrap_or(View::ZERO)).view(self.lead.unwrap_or(View::ZERO));
+        out.u8(Self::VERSION).view(head.view).height(head.height).raw(head.hash.as_bytes());
+        witness::put(&mut out, self.mark());
+        out.view(self.lead.unwrap_or(View::ZERO));
+        witness.encode(&mut out);
         Bytes::from(out.finish())
     }
 
-    fn decode(bytes: Bytes) -> Result<Self, DecodeError> {
+    fn decode(bytes: Bytes) -> Result<(Self, Witness), DecodeError> {
         let mut bits = Bits::new(bytes);
-        let found = u16::from(bits.u8("note version")?);
-        if found > 1 {
-            return Err(DecodeError::NewerVersion { what: "note", found, known: 1 });
+        let found = bits.u8("note version")?;
+        if found != Self::VERSION {
+            return Err(match found > Self::VERSION {
+                true => DecodeError::NewerVersion { what: "note", found: found.into(), known: Self::VERSION.into() },
+                false => DecodeError::UnknownTag { what: "note version", tag: found },
+            });
         }
         let view = bits.view("note head")?;
         let height = bits.height("note head")?;
         let hash: Digest = bits.digest("note head")?;
         let known = |view: View| (view > View::ZERO).then_some(view);
+        let mark = witness::mark(&mut bits)?;
         let note = Note {
             head: (height > Height::ZERO).then_some(BlockRef { view, height, hash }),
-            timeout: known(bits.view("note timeout")?),
+            highest: mark.rank,
+            timeout: known(mark.promised),
             lead: known(bits.view("note lead")?),
         };
+        let witness = Witness::decode(&mut bits)?;
         bits.finish("note")?;
-        Ok(note)
+        Ok((note, witness))
     }
 }
+
+/// Bytes of a note before what is remembered of the others.
+const NOTE_BYTES: usize = 1 + 12 + 8 + 32 + 32 + 12;

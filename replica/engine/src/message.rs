@@ -4,7 +4,9 @@ use std::fmt;
 
 use bytes::Bytes;
 use lockstep_consensus::Message;
-use lockstep_types::{Digest, Height, Outcome, SnapshotRef};
+use lockstep_types::{Digest, Height, Outcome, ReplicaId, SnapshotRef};
+
+use crate::witness::Remembered;
 
 /// A message between two replicas.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +40,8 @@ pub enum PeerMessage {
         /// None: the receiver does not lead.
         height: Option<Height>,
     },
+    /// What the sender remembers of replicas, the receiver among them.
+    Remembered(Vec<(ReplicaId, Remembered)>),
     /// The snapshots on the sender's disk.
     Snapshots {
         /// Oldest first, a few.
@@ -84,6 +88,10 @@ impl fmt::Display for PeerMessage {
                 write!(f, "ReadIndexReply id={id} height={height}")
             }
             PeerMessage::ReadIndexReply { id, height: None } => write!(f, "ReadIndexReply id={id} not leader"),
+            PeerMessage::Remembered(all) => {
+                write!(f, "Remembered")?;
+                all.iter().try_for_each(|(replica, known)| write!(f, " {replica} {}", known.heard))
+            }
             PeerMessage::Snapshots { kept, asks } => {
                 write!(f, "Snapshots")?;
                 kept.iter().try_for_each(|snapshot| write!(f, " {}", snapshot.block))?;

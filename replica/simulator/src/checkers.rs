@@ -189,7 +189,8 @@ impl Checkers {
         self.replicas.push(Memory::default());
     }
 
-    /// A replica's disk is gone for good. What it held counts as if it still did: its identity is never heard again.
+    /// A replica's disk is gone for good, or was put back to what it held long ago. What it had held counts as if it still did:
+    /// its identity is never heard again.
     pub fn lost(&mut self, replica: usize) {
         self.replicas[replica].lost = true;
     }
@@ -203,6 +204,10 @@ impl Checkers {
         counters: &mut Counters,
     ) -> Result<Option<Promised>, Violation> {
         let PeerMessage::Consensus(message) = message else { return Ok(None) };
+        // Nobody hears it, which is checked where it would arrive.
+        if self.replicas[replica].lost {
+            return Ok(None);
+        }
         let me = slot(replica);
         match message {
             Message::Propose { view, block, committed } => {
@@ -446,6 +451,9 @@ impl Checkers {
 
     /// What a replica says of itself after a step.
     pub fn status(&mut self, replica: usize, status: &Status) -> Result<(), Violation> {
+        if self.replicas[replica].lost {
+            return Ok(());
+        }
         let me = slot(replica);
         let Status { role, view, head, committed, applied, digest, .. } = status;
         require!(
@@ -588,6 +596,9 @@ impl Checkers {
     pub fn check_restart(&self, replica: usize, durable: &Durable) -> Result<(), Violation> {
         let me = slot(replica);
         let memory = &self.replicas[replica];
+        if memory.lost {
+            return Ok(());
+        }
         let head = durable.head();
         for (view, (height, hash)) in &memory.acknowledged {
             require!(

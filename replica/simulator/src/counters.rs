@@ -83,6 +83,8 @@ kinds! {
     ClientCut "clients cut from a replica",
     Disconnected "connections broken",
     DiskLost "disks lost for good",
+    Restored "volumes restored from an old copy",
+    Retired "identities that forgot, found out",
     StandbyAdded "standbys added",
     Promoted "standbys promoted",
     Removed "members removed",

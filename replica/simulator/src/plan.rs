@@ -111,6 +111,8 @@ pub struct Faults {
     pub client_cut: Option<Micros>,
     /// A disk is lost for good; another replica takes its place.
     pub disk_loss: Option<Micros>,
+    /// A volume is copied, or an old copy put back.
+    pub restore: Option<Micros>,
     /// A member is replaced, added or removed.
     pub reshape: Option<Micros>,
 }
@@ -165,6 +167,7 @@ impl Plan {
         ];
         others.into_iter().flatten().for_each(|mean| *mean *= 3);
         faults.disk_loss = Some(10 * SECOND).filter(|_| self.replicas > 1);
+        faults.restore = Some(4 * SECOND).filter(|_| self.replicas > 1);
         faults.reshape = Some(15 * SECOND);
         self.chaos = random.between(60, 120) * SECOND;
         self.snapshot_bytes = random.pick(&[4096, 8192]);
@@ -217,6 +220,7 @@ impl Plan {
             client_crash: sometimes(40, &[3, 8]),
             client_cut: sometimes(30, &[3]),
             disk_loss: sometimes(30, &[3, 6]).filter(|_| replicas > 1),
+            restore: sometimes(25, &[1, 2]).filter(|_| replicas > 1),
             reshape: sometimes(35, &[2, 5]),
         };
         let clients = Clients {
@@ -292,6 +296,7 @@ impl fmt::Display for Plan {
             client_crash,
             client_cut,
             disk_loss,
+            restore,
             reshape,
         } = &self.faults;
         let faults = [
@@ -305,6 +310,7 @@ impl fmt::Display for Plan {
             ("client crash", client_crash),
             ("client cut", client_cut),
             ("disk loss", disk_loss),
+            ("restore", restore),
             ("reshape", reshape),
         ];
         faults

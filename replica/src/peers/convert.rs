@@ -3,11 +3,15 @@
 use bytes::{Bytes, BytesMut};
 use lockstep_consensus::{FetchRefusal, Message};
 use lockstep_engine::engine::Outgoing;
-use lockstep_engine::{ForwardResult, PeerMessage};
-use lockstep_types::{Block, Epoch, Height, Outcome, SnapshotRef};
+use lockstep_engine::witness::{Mark, Remembered};
+use lockstep_engine::{Claim, ForwardResult, PeerMessage};
+use lockstep_types::{Block, Epoch, Height, Outcome, ReplicaId, SnapshotRef};
 use lockstep_wire::WireError;
-use lockstep_wire::convert::{block_ref, digest, digest_bytes, view};
+use lockstep_wire::convert::{block_ref, digest, digest_bytes, id_bytes, replica_id, view};
 use lockstep_wire::v1::{self, forward_reply, peer_message};
+
+/// Replicas in one message of what is remembered: far more than a service has.
+const REMEMBERED_MAX: usize = 256;
 
 /// A message for the wire.
 pub(crate) fn encode(outgoing: Outgoing) -> v1::PeerMessage {
@@ -20,6 +24,10 @@ pub(crate) fn encode(outgoing: Outgoing) -> v1::PeerMessage {
         PeerMessage::ReadIndex { id } => peer_message::Message::ReadIndex(v1::ReadIndex { id }),
         PeerMessage::ReadIndexReply { id, height } => {
             peer_message::Message::ReadIndexReply(v1::ReadIndexReply { id, height: height.map(Height::get) })
+        }
+        PeerMessage::Remembered(all) => {
+            let replicas = all.into_iter().map(encode_remembered).collect();
+            peer_message::Message::Remembered(v1::Remembered { replicas })
         }
         PeerMessage::Snapshots { kept, asks } => {
             let kept = kept.into_iter().map(encode_snapshot).collect();
@@ -104,6 +112,37 @@ fn encode_consensus(message: Message) -> peer_message::Message {
             })
         }
     }
+}
+
+pub(crate) fn encode_mark(mark: Mark) -> v1::Mark {
+    let (view, height) = mark.rank;
+    v1::Mark { view: Some(view.into()), height: height.get(), promised: Some(mark.promised.into()) }
+}
+
+pub(crate) fn decode_mark(field: &'static str, mark: Option<v1::Mark>) -> Result<Mark, WireError> {
+    let mark = mark.ok_or(WireError::Missing { field })?;
+    let rank = (view(field, mark.view)?, Height::new(mark.height));
+    Ok(Mark { rank, promised: view(field, mark.promised)? })
+}
+
+fn encode_remembered((replica, known): (ReplicaId, Remembered)) -> v1::RememberedReplica {
+    let Remembered { claim: Claim { boot, start, holds }, heard, forgot } = known;
+    v1::RememberedReplica {
+        replica_id: id_bytes(replica.as_bytes()),
+        boot,
+        start,
+        held: Some(encode_mark(holds)),
+        heard: Some(encode_mark(heard)),
+        forgot,
+    }
+}
+
+fn decode_remembered(known: v1::RememberedReplica) -> Result<(ReplicaId, Remembered), WireError> {
+    let holds = decode_mark("remembered.held", known.held)?;
+    let claim = Claim { boot: known.boot, start: known.start, holds };
+    let heard = decode_mark("remembered.heard", known.heard)?;
+    let replica = replica_id("remembered.replica_id", &known.replica_id)?;
+    Ok((replica, Remembered { claim, heard, forgot: known.forgot }))
 }
 
 fn encode_snapshot(snapshot: SnapshotRef) -> v1::SnapshotRef {
@@ -201,6 +240,15 @@ fn decode_message(message: peer_message::Message) -> Result<PeerMessage, WireErr
         peer_message::Message::ReadIndex(read) => return Ok(PeerMessage::ReadIndex { id: read.id }),
         peer_message::Message::ReadIndexReply(reply) => {
             return Ok(PeerMessage::ReadIndexReply { id: reply.id, height: reply.height.map(Height::new) });
+        }
+        peer_message::Message::Remembered(remembered) => {
+            let limit = REMEMBERED_MAX;
+            let actual = remembered.replicas.len();
+            if actual > limit {
+                return Err(WireError::TooMany { field: "replicas remembered", limit, actual });
+            }
+            let all = remembered.replicas.into_iter().map(decode_remembered).collect::<Result<_, _>>()?;
+            return Ok(PeerMessage::Remembered(all));
         }
         peer_message::Message::Snapshots(snapshots) => {
             let kept = snapshots.kept.into_iter().map(|kept| decode_snapshot(Some(kept))).collect::<Result<_, _>>()?;
@@ -374,6 +422,19 @@ mod tests {
         ]
     }
 
+    fn any_remembered() -> impl Strategy<Value = (ReplicaId, Remembered)> {
+        let mark = || {
+            (any_view(), any::<u64>(), any_view())
+                .prop_map(|(view, height, promised)| Mark { rank: (view, Height::new(height)), promised })
+        };
+        (any::<[u8; 16]>(), any::<u64>(), any::<u64>(), mark(), mark(), any::<bool>()).prop_map(
+            |(replica, boot, start, holds, heard, forgot)| {
+                let claim = Claim { boot, start, holds };
+                (ReplicaId::from_bytes(replica), Remembered { claim, heard, forgot })
+            },
+        )
+    }
+
     fn any_message() -> impl Strategy<Value = PeerMessage> {
         prop_oneof![
             10 => any_consensus().prop_map(PeerMessage::Consensus),
@@ -383,6 +444,7 @@ mod tests {
             1 => (any::<u64>(), any::<Option<u64>>())
                 .prop_map(|(id, height)| PeerMessage::ReadIndexReply { id, height: height.map(Height::new) }),
             1 => (vec(any_snapshot(), 0..4), any::<bool>()).prop_map(|(kept, asks)| PeerMessage::Snapshots { kept, asks }),
+            1 => vec(any_remembered(), 0..4).prop_map(PeerMessage::Remembered),
             1 => any_digest().prop_map(|digest| PeerMessage::FetchChunk { digest }),
             1 => (any_digest(), proptest::option::of(any_bytes()))
                 .prop_map(|(digest, bytes)| PeerMessage::Chunk { digest, bytes }),

@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
 use tonic::{Code, Status};
 
-use crate::peers::{Peers, Who, convert};
+use crate::peers::{HelloError, Peers, Who, convert};
 use crate::process::Process;
 
 /// Pauses between attempts: the first, and the longest.
@@ -47,7 +47,7 @@ fn dial(process: &Arc<Process>, peers: &Arc<Peers>, address: &str, slot: Option<
     let (process, peers, address) = (Arc::clone(process), Arc::clone(peers), address.to_owned());
     tokio::spawn(async move {
         tokio::select! {
-            () = keep(&peers, &address, slot) => {}
+            () = keep(&process, &peers, &address, slot) => {}
             () = process.stopped() => {}
         }
     });
@@ -63,7 +63,7 @@ enum End {
     Failed(Status),
 }
 
-async fn keep(peers: &Peers, address: &str, learnt: Option<Slot>) {
+async fn keep(process: &Process, peers: &Peers, address: &str, learnt: Option<Slot>) {
     let mut pause = PAUSE_MIN;
     let mut said = String::new();
     loop {
@@ -72,7 +72,7 @@ async fn keep(peers: &Peers, address: &str, learnt: Option<Slot>) {
             sleep(PAUSE_MAX).await;
             continue;
         }
-        match stream(peers, address).await {
+        match stream(process, peers, address).await {
             End::Myself => return,
             End::Lost(status) => {
                 tracing::info!("lost the stream to {address}: {}", describe(&status));
@@ -81,6 +81,10 @@ async fn keep(peers: &Peers, address: &str, learnt: Option<Slot>) {
             }
             End::Failed(status) => {
                 let text = describe(&status);
+                if status.code() == Code::DataLoss {
+                    process.retire(text);
+                    return;
+                }
                 // A refusal needs someone to act; a peer that is not up yet does not. Each is said once.
                 if text != said {
                     match status.code() {
@@ -98,10 +102,10 @@ async fn keep(peers: &Peers, address: &str, learnt: Option<Slot>) {
     }
 }
 
-async fn stream(peers: &Peers, address: &str) -> End {
-    match open(peers, address).await {
+async fn stream(process: &Process, peers: &Peers, address: &str) -> End {
+    match open(process, peers, address).await {
         Ok((Who::Myself, _, _)) => End::Myself,
-        Ok((Who::Member(slot), frames, hellos)) => {
+        Ok((Who::Member { slot, .. }, frames, hellos)) => {
             tracing::info!("stream to {slot} at {address} is up");
             End::Lost(carry(peers, slot, frames, hellos).await)
         }
@@ -112,7 +116,7 @@ async fn stream(peers: &Peers, address: &str) -> End {
 type Frames = mpsc::Sender<v1::PeerFrame>;
 type Hellos = tonic::Streaming<v1::PeerHello>;
 
-async fn open(peers: &Peers, address: &str) -> Result<(Who, Frames, Hellos), Status> {
+async fn open(process: &Process, peers: &Peers, address: &str) -> Result<(Who, Frames, Hellos), Status> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|error| Status::invalid_argument(format!("{address} is no address: {error}")))?
         .connect_timeout(CONNECT)
@@ -138,7 +142,12 @@ async fn open(peers: &Peers, address: &str) -> Result<(Who, Frames, Hellos), Sta
         Ok::<_, Status>((hello, hellos))
     };
     let (hello, hellos) = timeout(HELLO, exchange).await.map_err(late)??;
-    let who = peers.meet(&hello)?;
+    let core = &process.running().ok_or_else(|| Status::unavailable("this replica is starting"))?.core;
+    let who = match peers.admit(&hello, core).await {
+        // It is the other end that must retire, and hears so when it calls.
+        Err(error @ HelloError::Amnesia { .. }) => return Err(Status::failed_precondition(error.to_string())),
+        admitted => admitted?,
+    };
     Ok((who, frames, hellos))
 }
 

@@ -13,8 +13,8 @@ mod serve;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lockstep_engine::MembershipStatus;
 use lockstep_engine::engine::Outgoing;
+use lockstep_engine::{Amnesia, Claim, MembershipStatus};
 use lockstep_types::{Configuration, Epoch, ReplicaId, ServiceId, Slot};
 use lockstep_wire::{Leader, convert as wire, limits, v1};
 use thiserror::Error;
@@ -23,6 +23,7 @@ pub(crate) use dial::{dial_all, dial_back};
 pub(crate) use outbox::Outbox;
 pub(crate) use serve::PeerService;
 
+use crate::core::CoreHandle;
 use crate::metrics::Metrics;
 use members::Members;
 
@@ -31,7 +32,7 @@ pub(crate) struct Peers {
     service: ServiceId,
     me: ReplicaId,
     slot: Slot,
-    boot: u64,
+    claim: Claim,
     addresses: Addresses,
     metrics: Arc<Metrics>,
     members: Mutex<Members>,
@@ -48,7 +49,7 @@ pub(crate) struct Addresses {
     pub peer: String,
 }
 
-/// What Hellos told of a member.
+/// What the newest Hello told of a member.
 #[derive(Clone, Debug, Default)]
 struct Seen {
     boot: u64,
@@ -78,10 +79,12 @@ pub(crate) enum HelloError {
     )]
     Removed { replica: ReplicaId, slot: Slot, service: ServiceId },
     #[error(
-        "replica {replica} says that it started {theirs} times, but it had started {seen} times before: its volume is an \
-         old copy; give it an empty data directory, never a restored or cloned one"
+        "replica {replica} forgot what it had promised: {amnesia}; its volume is an old copy, or its disk lost what it had \
+         called durable; give it an empty data directory, never a restored or cloned one"
     )]
-    WentBack { replica: ReplicaId, theirs: u64, seen: u64 },
+    Amnesia { replica: ReplicaId, amnesia: Amnesia },
+    #[error("the replica is shutting down")]
+    Stopping,
     #[error("the Hello makes no sense: {0}")]
     Nonsense(#[from] lockstep_wire::WireError),
 }
@@ -90,11 +93,13 @@ impl From<HelloError> for tonic::Status {
     fn from(error: HelloError) -> Self {
         match error {
             HelloError::Nonsense(_) => tonic::Status::invalid_argument(error.to_string()),
+            // The one code that makes the other end retire.
+            HelloError::Amnesia { .. } => tonic::Status::data_loss(error.to_string()),
+            HelloError::Stopping => tonic::Status::unavailable(error.to_string()),
             HelloError::Newer { .. }
             | HelloError::OtherService { .. }
             | HelloError::NoMember { .. }
-            | HelloError::Removed { .. }
-            | HelloError::WentBack { .. } => tonic::Status::failed_precondition(error.to_string()),
+            | HelloError::Removed { .. } => tonic::Status::failed_precondition(error.to_string()),
         }
     }
 }
@@ -104,25 +109,32 @@ impl From<HelloError> for tonic::Status {
 pub(crate) enum Who {
     /// This very replica.
     Myself,
-    /// Another member.
-    Member(Slot),
+    /// Another member, in this start of it.
+    Member {
+        /// Its slot.
+        slot: Slot,
+        /// Its identity.
+        replica: ReplicaId,
+        /// What it says of itself.
+        claim: Claim,
+    },
 }
 
 impl Peers {
     /// The peers of `me` in a service whose first configuration is this one.
     pub fn new(
         service: ServiceId,
-        (me, slot, boot): (ReplicaId, Slot, u64),
+        (me, slot, claim): (ReplicaId, Slot, Claim),
         first: Configuration,
         addresses: Addresses,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let seen = BTreeMap::from([(slot, Seen { boot, client_address: addresses.client.clone() })]);
+        let seen = BTreeMap::from([(slot, Seen { boot: claim.boot, client_address: addresses.client.clone() })]);
         Peers {
             service,
             me,
             slot,
-            boot,
+            claim,
             addresses,
             metrics,
             members: Mutex::new(Members::of(first)),
@@ -190,15 +202,17 @@ impl Peers {
             protocol_version: limits::PROTOCOL_VERSION,
             service_id: wire::id_bytes(self.service.as_bytes()),
             replica_id: wire::id_bytes(self.me.as_bytes()),
-            boot: self.boot,
+            boot: self.claim.boot,
             client_address: self.addresses.client.clone(),
             slot: self.slot.get(),
             epoch: lock(&self.members).newest().epoch().get(),
             peer_address: self.addresses.peer.clone(),
+            start: self.claim.start,
+            holds: Some(convert::encode_mark(self.claim.holds)),
         }
     }
 
-    /// Checks what the other end said first, and remembers it.
+    /// Who it is, by what the other end said first.
     pub fn meet(&self, hello: &v1::PeerHello) -> Result<Who, HelloError> {
         let replica = wire::replica_id("replica_id", &hello.replica_id)?;
         let ours = limits::PROTOCOL_VERSION;
@@ -215,13 +229,25 @@ impl Peers {
         }
         let (theirs, epoch) = (Slot::new(hello.slot), Epoch::new(hello.epoch));
         let slot = lock(&self.members).slot_of(self.service, replica, theirs, epoch)?;
-        let mut all = lock(&self.seen);
-        let seen = all.entry(slot).or_default();
-        if hello.boot < seen.boot {
-            return Err(HelloError::WentBack { replica, theirs: hello.boot, seen: seen.boot });
+        let holds = convert::decode_mark("holds", hello.holds)?;
+        Ok(Who::Member { slot, replica, claim: Claim { boot: hello.boot, start: hello.start, holds } })
+    }
+
+    /// Checks what the other end said first, asks the core thread whether it forgot anything, and remembers it.
+    pub async fn admit(&self, hello: &v1::PeerHello, core: &CoreHandle) -> Result<Who, HelloError> {
+        let who = self.meet(hello)?;
+        if let Who::Member { slot, replica, claim } = who {
+            let met = core.meet(replica, claim).await.map_err(|_| HelloError::Stopping)?;
+            met.map_err(|amnesia| HelloError::Amnesia { replica, amnesia })?;
+            let seen = Seen { boot: claim.boot, client_address: hello.client_address.clone() };
+            lock(&self.seen).insert(slot, seen);
         }
-        *seen = Seen { boot: hello.boot, client_address: hello.client_address.clone() };
-        Ok(Who::Member(slot))
+        Ok(who)
+    }
+
+    /// Whether a later start of this member was met than this one: then that one is over, or is the copy of a volume.
+    pub fn is_superseded(&self, slot: Slot, boot: u64) -> bool {
+        lock(&self.seen).get(&slot).is_some_and(|seen| seen.boot > boot)
     }
 
     /// The member in this slot and where clients reach it, as far as that is known.
@@ -254,7 +280,7 @@ mod tests {
             snapshot_bytes: Genesis::SNAPSHOT_BYTES,
         };
         let addresses = Addresses { client: "one:7400".to_owned(), peer: "one:7401".to_owned() };
-        let me = (replica(1), Slot::new(1), 1);
+        let me = (replica(1), Slot::new(1), Claim { boot: 1, ..Claim::default() });
         Peers::new(genesis.service, me, genesis.configuration(), addresses, Arc::new(Metrics::new()))
     }
 
@@ -268,11 +294,18 @@ mod tests {
         }
     }
 
+    fn slot_of(met: Result<Who, HelloError>) -> Option<Slot> {
+        match met {
+            Ok(Who::Member { slot, .. }) => Some(slot),
+            Ok(Who::Myself) | Err(_) => None,
+        }
+    }
+
     #[test]
     fn hello_of_a_member_tells_its_slot_and_address() {
         let peers = peers();
-        assert_eq!(peers.meet(&hello_of(2)), Ok(Who::Member(Slot::new(2))));
-        assert_eq!(peers.locate(Slot::new(2)).expect("a member").address, "two:7400");
+        let Ok(Who::Member { slot, claim, .. }) = peers.meet(&hello_of(2)) else { panic!("a member") };
+        assert_eq!((slot, claim.boot), (Slot::new(2), 4));
         assert_eq!(peers.meet(&hello_of(1)), Ok(Who::Myself));
     }
 
@@ -291,15 +324,6 @@ mod tests {
     #[test]
     fn hello_of_a_stranger_is_refused() {
         assert!(matches!(peers().meet(&hello_of(7)), Err(HelloError::NoMember { .. })));
-    }
-
-    #[test]
-    fn hello_with_a_boot_counter_that_went_back_is_refused() {
-        let peers = peers();
-        peers.meet(&hello_of(2)).expect("the fourth start");
-        peers.meet(&hello_of(2)).expect("the fourth start again");
-        let hello = v1::PeerHello { boot: 3, ..hello_of(2) };
-        assert!(matches!(peers.meet(&hello), Err(HelloError::WentBack { theirs: 3, seen: 4, .. })));
     }
 
     #[test]
@@ -330,14 +354,14 @@ mod tests {
         let peers = peers();
         assert!(peers.meet(&hello_of(7)).is_err());
         changed(&peers, &[Change::AddStandby { replica: ReplicaId::from_bytes([7; 16]) }]);
-        assert_eq!(peers.meet(&hello_of(7)), Ok(Who::Member(Slot::new(4))));
+        assert_eq!(slot_of(peers.meet(&hello_of(7))), Some(Slot::new(4)));
     }
 
     #[test]
     fn hello_of_one_who_knows_a_later_membership_is_taken() {
         // This replica was away while r4 joined; it could never catch up if it spoke to nobody that it does not know.
         let ahead = v1::PeerHello { slot: 4, epoch: 3, ..hello_of(7) };
-        assert_eq!(peers().meet(&ahead), Ok(Who::Member(Slot::new(4))));
+        assert_eq!(slot_of(peers().meet(&ahead)), Some(Slot::new(4)));
         let lying = v1::PeerHello { slot: 2, epoch: 3, ..hello_of(7) };
         assert!(matches!(peers().meet(&lying), Err(HelloError::NoMember { .. })));
     }

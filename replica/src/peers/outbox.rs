@@ -169,6 +169,7 @@ fn size(message: &PeerMessage) -> usize {
             PeerMessage::ForwardReply { result: ForwardResult::Outcome(Outcome::Replied { reply }), .. } => reply.len(),
             PeerMessage::Chunk { bytes, .. } => bytes.as_ref().map_or(0, Bytes::len),
             PeerMessage::Snapshots { kept, .. } => 128 * kept.len(),
+            PeerMessage::Remembered(all) => 160 * all.len(),
             PeerMessage::ForwardReply { .. }
             | PeerMessage::ReadIndex { .. }
             | PeerMessage::ReadIndexReply { .. }

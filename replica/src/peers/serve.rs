@@ -42,8 +42,8 @@ impl v1::peer_server::Peer for PeerService {
         let Ok(Ok(Some(v1::PeerFrame { hello: Some(hello), messages }))) = first else {
             return Err(Status::invalid_argument("the first frame must be a Hello, within five seconds"));
         };
-        let from = match running.peers.meet(&hello) {
-            Ok(Who::Member(slot)) => Some(slot),
+        let from = match running.peers.admit(&hello, &running.core).await {
+            Ok(Who::Member { slot, claim, .. }) => Some((slot, claim.boot)),
             // It dialled itself and finds out from the answer.
             Ok(Who::Myself) => None,
             Err(error) => {
@@ -54,10 +54,10 @@ impl v1::peer_server::Peer for PeerService {
         };
         let (answers, stream) = mpsc::channel(1);
         answers.try_send(Ok(running.peers.hello())).expect("a new channel has room");
-        if let Some(from) = from {
+        if let Some((from, boot)) = from {
             tracing::debug!("{from} opened a stream from {caller}");
             dial_back(&self.process, &running.peers, from, &hello.peer_address);
-            let reading = Reading { from, core: running.core.clone(), peers: Arc::clone(&running.peers) };
+            let reading = Reading { from, boot, core: running.core.clone(), peers: Arc::clone(&running.peers) };
             let process = Arc::clone(&self.process);
             tokio::spawn(async move {
                 let ended = tokio::select! {
@@ -74,6 +74,7 @@ impl v1::peer_server::Peer for PeerService {
 
 struct Reading {
     from: Slot,
+    boot: u64,
     core: CoreHandle,
     peers: Arc<Peers>,
 }
@@ -109,6 +110,9 @@ impl Reading {
     async fn take(&self, messages: Vec<v1::PeerMessage>) -> Result<(), Status> {
         if messages.is_empty() {
             return Ok(());
+        }
+        if self.peers.is_superseded(self.from, self.boot) {
+            return Err(Status::aborted("a later start of the same replica has come"));
         }
         let bytes = messages.iter().map(v1::PeerMessage::encoded_len).sum();
         let decoded = messages.into_iter().map(convert::decode).collect::<Result<Vec<_>, _>>().map_err(|error| {

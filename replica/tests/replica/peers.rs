@@ -1,10 +1,13 @@
 //! Who may join the conversation between replicas.
 
+use std::path::Path;
+
 use bytes::Bytes;
 use lockstep_types::{Genesis, ReplicaId};
 use lockstep_wire::convert::id_bytes;
 use lockstep_wire::v1::peer_client::PeerClient;
 use lockstep_wire::{limits, v1};
+use rustix::process::Signal;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
@@ -35,7 +38,16 @@ fn hello(genesis: &Genesis, voter: usize) -> v1::PeerHello {
         slot: u32::try_from(voter).expect("a few voters") + 1,
         epoch: 1,
         peer_address: String::new(),
+        start: 0,
+        holds: Some(v1::Mark { view: Some(v1::View::default()), height: 0, promised: Some(v1::View::default()) }),
     }
+}
+
+/// What the voter with this index says of itself: it answers whoever calls under its own name.
+async fn own_hello(service: &Service, voter: usize) -> v1::PeerHello {
+    let caller = hello(service.genesis.as_ref().expect("it is born"), voter);
+    let (_frames, mut answers) = call(&service.replicas[voter], caller).await.expect("its own name");
+    answers.message().await.expect("no error").expect("a Hello")
 }
 
 /// A service that keeps working whatever the test does to it.
@@ -93,15 +105,79 @@ async fn peer_that_does_not_vote_is_refused() {
 #[tokio::test]
 async fn peer_whose_boot_counter_went_back_is_refused() {
     let service = Service::born(3).await;
-    let mut hello = hello(service.genesis.as_ref().expect("it is born"), 1);
-    hello.boot = 0;
+    let hello = v1::PeerHello { boot: 0, ..own_hello(&service, 1).await };
     eventually("the replica met its peer", || async {
         service.replicas[0].log().contains("opened a stream").then_some(())
     })
     .await;
     let refused = call(&service.replicas[0], hello).await.expect_err("an old copy of a volume");
-    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert_eq!(refused.code(), Code::DataLoss);
     assert!(refused.message().contains("its volume is an old copy"), "{refused}");
+    works(&service).await;
+}
+
+#[tokio::test]
+async fn peer_that_says_to_be_the_same_start_as_another_is_refused() {
+    let service = Service::born(3).await;
+    let real = own_hello(&service, 1).await;
+    let twin = v1::PeerHello { start: real.start ^ 1, ..real };
+    eventually("the replica met its peer", || async {
+        service.replicas[0].log().contains("opened a stream").then_some(())
+    })
+    .await;
+    let refused = call(&service.replicas[0], twin).await.expect_err("a cloned volume");
+    assert_eq!(refused.code(), Code::DataLoss);
+    assert!(refused.message().contains("another process runs with the same identity"), "{refused}");
+    works(&service).await;
+}
+
+#[tokio::test]
+async fn replica_on_an_old_copy_of_its_volume_is_refused_and_retires() {
+    let mut service = Service::born(3).await;
+    let leader = service.leader().await;
+    let victim = (leader + 1) % 3;
+    let replica = service.replicas[victim].up().await.replica;
+    service.replicas[leader].put("key", "in the copy").await.expect("all run");
+    let data = service.replicas[victim].data.clone();
+    let copy = data.with_extension("copy");
+    service.replicas[victim].signal(Signal::STOP);
+    copy_folder(&data, &copy);
+    service.replicas[victim].signal(Signal::CONT);
+    let acknowledged = service.replicas[leader].put("key", "acknowledged since").await.expect("all run");
+    eventually("it acknowledged what was written since", || async {
+        let status = service.replicas[leader].status().await?;
+        let member = status.members.into_iter().find(|member| member.replica == replica)?;
+        (member.acknowledged == status.head).then_some(())
+    })
+    .await;
+    service.replicas[victim].kill();
+    std::fs::rename(&data, data.with_extension("newer")).expect("our own folder");
+    std::fs::rename(&copy, &data).expect("our own folder");
+    service.replicas[victim].start();
+    assert!(!service.replicas[victim].ended().await.success());
+    let log = service.replicas[victim].log();
+    assert!(log.contains("forgot what it had promised"), "{log}");
+
+    service.replicas[victim].start();
+    let status = service.replicas[victim].up().await;
+    assert_eq!(status.not_ready.as_deref(), Some("forgot what it had promised, and has retired"));
+    assert!(status.retired.is_some_and(|why| why.contains("and it had gone up to")), "it says how far");
+    let genesis = service.genesis.clone().expect("it is born");
+    let refused = offer(&service.replicas[victim], &genesis, TOKEN).await.expect_err("it has retired");
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("give it an empty directory"), "{refused}");
+
+    let other = &service.replicas[(leader + 2) % 3];
+    assert_eq!(other.get("key").await.expect("two of three").as_deref(), Some("acknowledged since"));
+    assert!(other.put("key", "without it").await.expect("two of three") > acknowledged);
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir(to).expect("a new folder");
+    for file in std::fs::read_dir(from).expect("a folder") {
+        let file = file.expect("a file");
+        std::fs::copy(file.path(), to.join(file.file_name())).expect("a file of our own");
+    }
 }
 
 #[tokio::test]
@@ -124,7 +200,6 @@ async fn peer_that_says_no_hello_is_refused() {
 #[tokio::test]
 async fn peer_message_that_makes_no_sense_ends_its_stream_only() {
     let service = Service::born(3).await;
-    let genesis = service.genesis.as_ref().expect("it is born");
     let view = Some(v1::View { round: 1 << 40, leader_slot: 2 });
     let nowhere = v1::BlockRef { view, height: 1, hash: vec![1; 32].into() };
     let bad_block = v1::peer_message::Message::Propose(v1::Propose {
@@ -136,7 +211,7 @@ async fn peer_message_that_makes_no_sense_ends_its_stream_only() {
     let short_hash =
         v1::peer_message::Message::Ack(v1::Ack { view, height: 1, hash: vec![1; 3].into(), ..v1::Ack::default() });
     for message in [Some(bad_block), Some(no_view), Some(short_hash), None] {
-        let (frames, mut answers) = call(&service.replicas[0], hello(genesis, 1)).await.expect("a voter");
+        let (frames, mut answers) = call(&service.replicas[0], own_hello(&service, 1).await).await.expect("a voter");
         answers.message().await.expect("no error").expect("a Hello");
         let frame = v1::PeerFrame { hello: None, messages: vec![v1::PeerMessage { epoch: 1, message }] };
         frames.send(frame).await.expect("the stream is open");
@@ -149,8 +224,7 @@ async fn peer_message_that_makes_no_sense_ends_its_stream_only() {
 #[tokio::test]
 async fn peer_message_that_lies_harms_nothing() {
     let service = Service::born(3).await;
-    let genesis = service.genesis.as_ref().expect("it is born");
-    let (frames, mut answers) = call(&service.replicas[0], hello(genesis, 1)).await.expect("a voter");
+    let (frames, mut answers) = call(&service.replicas[0], own_hello(&service, 1).await).await.expect("a voter");
     answers.message().await.expect("no error").expect("a Hello");
     let view = Some(v1::View { round: 1, leader_slot: 77 });
     let nowhere = || Some(v1::BlockRef { view, height: 1 << 60, hash: vec![1; 32].into() });

@@ -58,6 +58,8 @@ pub struct ReplicaStatus {
     pub membership: Option<Membership>,
     /// Its snapshots; the default before genesis.
     pub snapshots: SnapshotsStatus,
+    /// Why it has retired: it forgot what it had promised, and is never listened to again.
+    pub retired: Option<String>,
 }
 
 impl ReplicaStatus {
@@ -227,6 +229,7 @@ impl From<ReplicaStatus> for v1::StatusResponse {
             uptime_ms: millis(status.uptime),
             membership: status.membership.map(v1::Membership::from),
             snapshots: Some(status.snapshots.into()),
+            retired: status.retired.unwrap_or_default(),
         }
     }
 }
@@ -274,6 +277,7 @@ impl TryFrom<v1::StatusResponse> for ReplicaStatus {
             uptime: Duration::from_millis(status.uptime_ms),
             membership: status.membership.map(Membership::try_from).transpose()?,
             snapshots: status.snapshots.map(SnapshotsStatus::from).unwrap_or_default(),
+            retired: (!status.retired.is_empty()).then_some(status.retired),
         })
     }
 }

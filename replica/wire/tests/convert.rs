@@ -151,6 +151,7 @@ fn status() -> ReplicaStatus {
         snapshot_bytes: Genesis::SNAPSHOT_BYTES,
     };
     ReplicaStatus {
+        retired: Some("it started twice".to_owned()),
         replica: ReplicaId::from_bytes([6; 16]),
         service: Some(genesis.service),
         version: "1.2.3".to_owned(),

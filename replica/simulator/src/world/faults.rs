@@ -19,6 +19,7 @@ impl World {
             Fault::ClientCrash => faults.client_crash,
             Fault::ClientCut => faults.client_cut,
             Fault::DiskLoss => faults.disk_loss,
+            Fault::Restore => faults.restore,
             Fault::Reshape => faults.reshape,
         };
         let next = self.random.around(mean.expect("only planned faults happen"));
@@ -58,6 +59,7 @@ impl World {
                 self.hosts[victim].wall_ms = 1_800_000_000_000 + self.random.below(1_000_000);
             }
             Fault::DiskLoss => self.lose_disk(victim)?,
+            Fault::Restore => self.restore(victim)?,
             Fault::Reshape => self.reshape(victim),
             Fault::ClientCrash => {
                 let client = self.random.below(self.clients.len() as u64) as usize;

@@ -76,6 +76,15 @@ impl World {
         }
     }
 
+    /// The next one that retired is replaced, once nothing else is under way.
+    pub(super) fn replace_retired(&mut self) {
+        if self.operation.is_none()
+            && let Some(replica) = self.retired.pop_front()
+        {
+            self.begin(true, Some(replica));
+        }
+    }
+
     fn begin(&mut self, comes: bool, leaver: Option<usize>) {
         let newcomer = comes.then(|| self.new_host());
         let step = if comes { Step::Add } else { Step::Remove };
@@ -152,8 +161,9 @@ impl World {
         } else {
             self.propose_change(change)?;
         }
-        if self.operation.is_some() {
-            self.after(LOOK, Event::Operate);
+        match self.operation {
+            Some(_) => self.after(LOOK, Event::Operate),
+            None => self.replace_retired(),
         }
         Ok(())
     }

@@ -4,9 +4,11 @@
 //! |---|---|
 //! | `requests`, `clients` | what clients ask, and what they are told |
 //! | `faults` | what goes wrong |
+//! | `amnesia` | volumes restored from an old copy |
 //! | `members` | an operator that replaces, adds and removes members |
 //! | `healing` | what must hold once the faults are over |
 
+mod amnesia;
 mod clients;
 mod faults;
 mod healing;
@@ -18,9 +20,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lockstep_consensus::{Message, Moment, RoleName};
+use lockstep_engine::witness::Mark;
 use lockstep_engine::{
-    Answer, Engine, EngineOptions, Event as EngineEvent, Identity, Job, JobDone, MembershipStatus, Operation, Output,
-    PeerMessage, Refusal, SnapshotCounters, Token,
+    Amnesia, Answer, Claim, Engine, EngineOptions, Event as EngineEvent, Identity, Job, JobDone, MembershipStatus,
+    Operation, Output, PeerMessage, Refusal, SnapshotCounters, Token,
 };
 use lockstep_session::{
     Action, Answer as ClientAnswer, AttemptId, Input, Operation as ClientOperation, Outcome, Refusal as ClientRefusal,
@@ -90,6 +93,8 @@ pub(crate) struct World {
     settled: Epoch,
     /// The change of membership under way.
     operation: Option<Members>,
+    /// Identities that retired and are still to be replaced.
+    retired: VecDeque<usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +137,14 @@ struct Host {
     paused_until: [Micros; SOURCES],
     role: RoleName,
     view: View,
+    /// What this start of it says of itself.
+    claim: Claim,
+    /// The starts of others that this start of it has met.
+    met: BTreeMap<usize, u64>,
+    /// An old copy of its volume.
+    copy: Option<amnesia::Copy>,
+    /// It was given an old copy; these remember more than that.
+    forgot: Option<Vec<usize>>,
 }
 
 impl Host {
@@ -155,6 +168,10 @@ impl Host {
             paused_until: [0; SOURCES],
             role: RoleName::Follower,
             view: View::ZERO,
+            claim: Claim::default(),
+            met: BTreeMap::new(),
+            copy: None,
+            forgot: None,
         }
     }
 }
@@ -285,6 +302,7 @@ enum Fault {
     ClientCrash,
     ClientCut,
     DiskLoss,
+    Restore,
     Reshape,
 }
 
@@ -337,6 +355,7 @@ impl World {
             genesis,
             settled: Epoch::FIRST,
             operation: None,
+            retired: VecDeque::new(),
             clients,
             plan,
             random,
@@ -365,6 +384,7 @@ impl World {
             (Fault::ClientCrash, self.plan.faults.client_crash),
             (Fault::ClientCut, self.plan.faults.client_cut),
             (Fault::DiskLoss, self.plan.faults.disk_loss),
+            (Fault::Restore, self.plan.faults.restore),
             (Fault::Reshape, self.plan.faults.reshape),
         ];
         for (fault, mean) in faults {
@@ -421,7 +441,7 @@ impl World {
                     self.counters.add(Kind::CutOff);
                     return Ok(());
                 }
-                if let State::Up { .. } = self.hosts[to].state {
+                if self.listens(to, from)? {
                     self.trace.line(self.now, format_args!("{}→{} {message}", slot(from), slot(to)));
                     self.handle(to, EngineEvent::Peer { from: slot(from), epoch, message })?;
                 }
@@ -565,7 +585,10 @@ impl World {
         }
         self.count_snapshots(replica, &status.snapshots.counters);
         self.note_membership(&status.membership);
-        let Output { send, write, cut, jobs, replies, wake_at, .. } = output;
+        let Output { send, write, cut, jobs, replies, retired, wake_at, .. } = output;
+        if let Some(amnesia) = retired {
+            return self.retire(replica, amnesia);
+        }
         let host = &mut self.hosts[replica];
 
         let hands_over =
@@ -727,20 +750,12 @@ impl World {
             self.counters.add(Kind::Restart);
         }
         self.trace.line(self.now, format_args!("{} starts, number {}", slot(replica), host.process));
-        let refused = |why: String| Violation {
-            property: "a replica starts after a crash",
-            detail: format!("{}: {why}", slot(replica)),
-        };
-        let identity = Identity::start(&*host.disk, [0; 16]).map_err(|error| refused(error.to_string()))?;
-        let options = EngineOptions {
-            rules: self.plan.rules.clone(),
-            wal: lockstep_wal::Options { segment_bytes: self.plan.segment_bytes },
-            snapshots: self.plan.snapshots.clone(),
-            block_bytes: BLOCK_BYTES,
-        };
-        let engine = Engine::start(Arc::clone(&host.disk), &identity, options, now)
-            .map_err(|error| refused(error.to_string()))?;
+        let disk = Arc::clone(&host.disk);
+        let engine = self.start_engine(replica, disk)?;
         let applied = engine.status(now).applied;
+        let host = &mut self.hosts[replica];
+        host.claim = engine.claim();
+        host.met.clear();
         if applied > Height::ZERO {
             self.counters.add(Kind::SnapshotRestart);
         }
@@ -750,6 +765,23 @@ impl World {
         let delay = self.random.between(1_000, 100_000);
         self.after(delay, Event::Started { replica, process });
         Ok(())
+    }
+
+    /// An engine from what a disk holds.
+    fn start_engine(&mut self, replica: usize, disk: Arc<SimDisk>) -> Result<Engine<SimDisk>, Violation> {
+        let refused = |why: String| Violation {
+            property: "a replica starts after a crash",
+            detail: format!("{}: {why}", slot(replica)),
+        };
+        let random = self.random.bytes();
+        let identity = Identity::start(&*disk, random).map_err(|error| refused(error.to_string()))?;
+        let options = EngineOptions {
+            rules: self.plan.rules.clone(),
+            wal: lockstep_wal::Options { segment_bytes: self.plan.segment_bytes },
+            snapshots: self.plan.snapshots.clone(),
+            block_bytes: BLOCK_BYTES,
+        };
+        Engine::start(disk, &identity, options, self.local(replica)).map_err(|error| refused(error.to_string()))
     }
 
     /// The last committed block is on the disks of a quorum, or was on those that are lost.
