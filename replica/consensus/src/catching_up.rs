@@ -261,7 +261,7 @@ impl Replica {
     }
 
     /// The state is that of a durable snapshot. Blocks above it that chain from it are kept; a suffix goes only if it does not
-    /// (PROTOCOL §4, schedule S9d): such a one never committed, and ranks below the snapshot's block.
+    /// (PROTOCOL §4, schedule S9d): such a one never committed, though it may be of a later view than the snapshot's block.
     pub(crate) fn on_installed(
         &mut self,
         now: Moment,

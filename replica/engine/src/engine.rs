@@ -219,15 +219,22 @@ impl<D: Disk> Engine<D> {
         let no_member = StartError::NoMember { replica: identity.replica };
         let Some(genesis) = &identity.genesis else { return Err(no_member) };
         let Some(me) = identity.slot else { return Err(no_member) };
-        let (mut snapshots, restored) = Snapshots::open(&*disk, genesis, options.snapshots)?;
+        identity.check_fit()?;
+        let (mut snapshots, mut restored) = Snapshots::open(&*disk, genesis, options.snapshots)?;
+        let open = |snapshots: &Snapshots| {
+            let (beginnings, newest) = (snapshots.beginnings(), snapshots.newest());
+            Log::open(Arc::clone(&disk), genesis, identity.replica, options.wal, beginnings, newest)
+        };
+        let mut opened = open(&snapshots);
+        if let Err(LogError::Beside { .. }) = opened {
+            restored = snapshots.leave_newest_out(&*disk);
+            opened = open(&snapshots);
+        }
+        let (log, recovered, witness) = opened?;
         let executor = match restored {
             Some(executor) => executor,
             None => Executor::new(genesis)?,
         };
-        let (beginnings, newest) = (snapshots.beginnings(), snapshots.newest());
-        identity.check_fit()?;
-        let (log, recovered, witness) =
-            Log::open(Arc::clone(&disk), genesis, identity.replica, options.wal, beginnings, newest)?;
         let offer = snapshots.log_begins_above(recovered.chain().base());
         identity.note_log(&*disk)?;
         let (election, window, block_bytes) = (options.rules.election, options.rules.window, options.block_bytes);

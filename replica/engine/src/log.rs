@@ -36,6 +36,12 @@ pub enum LogError {
         /// The lowest segment's file.
         file: String,
     },
+    /// The log leads to its end, but not over the newest snapshot: the replica ended while it was about to stand on that.
+    #[error("the log does not lead over the newest snapshot, {snapshot}")]
+    Beside {
+        /// Its block.
+        snapshot: BlockRef,
+    },
     /// A record that the log vouches for makes no sense.
     #[error(
         "log record {record} is not what this release writes: {why}; the replica stops and keeps its data: \
@@ -71,6 +77,8 @@ pub struct Log<D: Disk> {
     durable: RecordSeq,
     /// Segments to let go.
     cut: Option<Cut>,
+    /// The record that says on which snapshot the log stands: until it is on the disk, a start needs what was before.
+    based: RecordSeq,
     /// The newest promises queued, and the head: what the second copy in each batch repeats (PROTOCOL §8).
     note: Note,
 }
@@ -122,7 +130,7 @@ impl<D: Disk> Log<D> {
             }
         };
         let begins_late = recovery.first_segment > 1;
-        let mut gap = None;
+        let (mut gap, mut beside) = (None, false);
         let fitting = candidates.into_iter().find_map(|mut candidate| {
             let base = candidate.recovered.chain().base();
             if base == BlockRef::GENESIS && begins_late {
@@ -131,12 +139,13 @@ impl<D: Disk> Log<D> {
             match candidate.leads_to(note.head) {
                 Some(head) => gap = Some((base, head)),
                 None if candidate.recovered.committed(committed) => return Some(candidate),
-                None => {}
+                None => beside = true,
             }
             None
         });
         let Some(Candidate { mut recovered, locations }) = fitting else {
             return Err(match gap {
+                _ if beside => LogError::Beside { snapshot: committed },
                 Some((base, head)) => {
                     let why = format!("block {head} was written, and does not chain from {base}: blocks are missing");
                     LogError::Record { record: count, why }
@@ -161,6 +170,7 @@ impl<D: Disk> Log<D> {
             syncing_commands: 0,
             durable: RecordSeq::ZERO,
             cut: None,
+            based: RecordSeq::ZERO,
             note,
         };
         Ok((log, recovered, witness))
@@ -183,7 +193,8 @@ impl<D: Disk> Log<D> {
                 self.bodies.insert(block.height(), (seq, block.clone()));
                 self.queued_bytes += block.body().len();
             }
-            Record::Base(_) | Record::Promise(_) => {}
+            Record::Base(_) => self.based = seq,
+            Record::Promise(_) => {}
         }
         self.queue.push((seq, record));
     }
@@ -320,7 +331,12 @@ impl<D: Disk> Log<D> {
 
     /// The segments to let go, once no batch is being synced that was prepared before.
     pub fn next_cut(&mut self) -> Option<Cut> {
-        self.cut.take()
+        if self.stands() { self.cut.take() } else { None }
+    }
+
+    /// Whether the disk says on which snapshot the log stands, if on any.
+    pub fn stands(&self) -> bool {
+        self.based <= self.durable
     }
 
     /// Bytes of the segments from the first block that counts to the last.

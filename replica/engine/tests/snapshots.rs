@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::{fs, io};
 
 use lockstep_consensus::{Moment, RoleName};
-use lockstep_engine::snapshots::manifest::{is_manifest, is_snapshot_file};
+use lockstep_engine::snapshots::manifest::{chunk_digest, is_manifest, is_snapshot_file};
 use lockstep_engine::{
     Answer, Engine, EngineOptions, Event, Identity, Job, JobDone, Operation, PeerMessage, SnapshotError, Status, Token,
 };
@@ -25,6 +25,8 @@ struct Host {
     up: Option<Up>,
     /// Jobs are refused as on a full disk.
     full: bool,
+    /// Jobs wait.
+    busy: bool,
 }
 
 struct Up {
@@ -65,7 +67,12 @@ impl Group {
             snapshot_bytes: SNAPSHOT_BYTES,
         };
         let hosts = (1..=count)
-            .map(|number| (slot(number), Host { folder: root.path().join(number.to_string()), up: None, full: false }))
+            .map(|number| {
+                (
+                    slot(number),
+                    Host { folder: root.path().join(number.to_string()), up: None, full: false, busy: false },
+                )
+            })
             .collect();
         let now = Moment::from_micros(1_000_000);
         let mut group = Group { _root: root, genesis, options, hosts, now, tokens: 0, answers: BTreeMap::new() };
@@ -120,7 +127,9 @@ impl Group {
                 up.writer.cut(&cut).unwrap();
             }
             up.jobs.extend(output.jobs);
-            if let Some(job) = up.jobs.pop_front() {
+            if !host.busy
+                && let Some(job) = up.jobs.pop_front()
+            {
                 let done = match job {
                     Job::Write(_) if host.full => JobDone::NotTaken(SnapshotError::Disk {
                         action: "write",
@@ -167,11 +176,14 @@ impl Group {
     fn write_values(&mut self, count: u32, bytes: usize) {
         let at = self.leader().expect("someone leads");
         for number in 0..count {
-            let key = format!("key {}", (self.tokens + u64::from(number)) % 50);
-            let body = KvRequest::Put { key: key.into(), value: vec![b'x'; bytes].into() }.encode();
-            let answer = self.ask(at, Operation::Command(Command::Plain { body }.encode()));
-            assert!(matches!(answer, Answer::Outcome(Outcome::Replied { .. })), "{answer:?}");
+            self.put(at, format!("key {}", (self.tokens + u64::from(number)) % 50), bytes);
         }
+    }
+
+    fn put(&mut self, at: u32, key: String, bytes: usize) {
+        let body = KvRequest::Put { key: key.into(), value: vec![b'x'; bytes].into() }.encode();
+        let answer = self.ask(at, Operation::Command(Command::Plain { body }.encode()));
+        assert!(matches!(answer, Answer::Outcome(Outcome::Replied { .. })), "{answer:?}");
     }
 
     fn get(&mut self, number: u32, key: &str) -> KvReply {
@@ -390,6 +402,49 @@ fn damaged_chunk_on_the_laggard_is_fetched_again() {
     assert_eq!(group.status(away).snapshots.trouble, None);
     for file in group.files(away, |file| file.starts_with("chunk-")) {
         assert_ne!(fs::read(group.folder(away).join(&file)).unwrap(), b"rot", "{file} is believed in");
+    }
+}
+
+#[test]
+fn chunk_found_damaged_while_a_snapshot_is_written_is_written_by_the_next() {
+    let mut group = Group::start(3);
+    // Several chunks of state.
+    let leader = group.leader().expect("someone leads");
+    (0..20).for_each(|number| group.put(leader, format!("large {number}"), 1 << 17));
+    group.write(60);
+    group.quiet();
+    let shared = group.files(1, |file| file.starts_with("chunk-"));
+    let taken = group.status(1).snapshots.counters.taken;
+    // New values of one key: most chunks stay as they are, so the next snapshots share them with those that are kept.
+    let writing = |group: &Group| {
+        let up = group.hosts[&slot(1)].up.as_ref().expect("it is up");
+        up.jobs.iter().any(|job| matches!(job, Job::Write(_)))
+    };
+    let leader = group.leader().expect("someone leads");
+    group.hosts.get_mut(&slot(1)).unwrap().busy = true;
+    while !writing(&group) {
+        group.put(leader, "key 1".to_owned(), 256);
+    }
+    for file in &shared {
+        fs::write(group.folder(1).join(file), b"rot").unwrap();
+        let message = PeerMessage::FetchChunk { digest: chunk_digest(file).expect("a chunk's name") };
+        let up = group.hosts.get_mut(&slot(1)).unwrap().up.as_mut().unwrap();
+        up.engine.handle(group.now, Event::Peer { from: slot(2), epoch: Epoch::FIRST, message });
+    }
+    // The peer's questions come before the rest of it.
+    let waiting = |group: &Group| group.hosts[&slot(1)].up.as_ref().expect("it is up").jobs.len();
+    group.until("all are asked for", |group| waiting(group) == shared.len() + 1);
+    let host = group.hosts.get_mut(&slot(1)).unwrap();
+    host.up.as_mut().unwrap().jobs.rotate_left(1);
+    host.busy = false;
+    group.until("it is written", |group| group.status(1).snapshots.counters.taken > taken);
+    // The two that are kept then are younger.
+    let taken = group.status(1).snapshots.counters.taken;
+    while group.status(1).snapshots.counters.taken < taken + 3 {
+        group.put(leader, "key 1".to_owned(), 256);
+    }
+    for file in group.files(1, |file| file.starts_with("chunk-")) {
+        assert_ne!(fs::read(group.folder(1).join(&file)).unwrap(), b"rot", "{file} is believed in");
     }
 }
 

@@ -9,7 +9,7 @@ use lockstep_wal::Disk;
 use super::job::{Job, JobDone, SnapshotError, Writing};
 use super::manifest::{Manifest, chunk_file};
 use super::transfer::{Step, Transfer};
-use super::{KEPT_MAX, KeptUp, SERVING_MAX};
+use super::{KEPT_MAX, SERVING_MAX, Underway};
 use crate::engine::Engine;
 use crate::message::PeerMessage;
 
@@ -20,8 +20,8 @@ impl<D: Disk> Engine<D> {
         if !asked && !self.snapshots.stride.takes(block.height) {
             return;
         }
-        if let Some(KeptUp(kept_up)) = &mut self.snapshots.writing {
-            *kept_up = false;
+        if let Some(underway) = &mut self.snapshots.writing {
+            underway.kept_up = false;
             self.snapshots.stride.lengthen();
             self.snapshots.counters.left_out += 1;
             return;
@@ -36,7 +36,7 @@ impl<D: Disk> Engine<D> {
         };
         let held = self.snapshots.held();
         let writing = Writing::new(manifest, self.executor.freeze().chunks(), held);
-        self.snapshots.writing = Some(KeptUp(true));
+        self.snapshots.writing = Some(Underway { kept_up: true, anew: self.snapshots.damaged.clone() });
         self.out.jobs.push(Job::Write(Box::new(writing)));
     }
 
@@ -89,12 +89,13 @@ impl<D: Disk> Engine<D> {
         match done {
             JobDone::Wrote(writing) => self.out.jobs.push(Job::Write(writing)),
             JobDone::Taken(manifest) => {
-                if self.snapshots.writing.take() == Some(KeptUp(true)) {
+                let underway = self.snapshots.writing.take().expect("it was being written");
+                if underway.kept_up {
                     self.snapshots.stride.shorten();
                 }
                 self.snapshots.counters.taken += 1;
-                // It wrote each chunk that was damaged, or does without.
-                for chunk in &manifest.chunks {
+                // It wrote each chunk anew that was damaged when it began, or does without; not those found since.
+                for chunk in manifest.chunks.iter().filter(|chunk| underway.anew.contains(&chunk.digest)) {
                     self.snapshots.damaged.remove(&chunk.digest);
                 }
                 self.snapshots.trouble = None;
@@ -187,7 +188,8 @@ impl<D: Disk> Engine<D> {
         self.serve_chunks(now);
         self.drive_transfer(now);
         let known = self.snapshots.transfer.as_ref().is_none_or(|transfer| transfer.manifest().is_some());
-        if self.snapshots.sweep && self.snapshots.writing.is_none() && !self.snapshots.loading && known {
+        let idle = self.snapshots.writing.is_none() && !self.snapshots.loading;
+        if self.snapshots.sweep && idle && known && self.log.stands() {
             self.snapshots.sweep = false;
             let keep = self.snapshots.files();
             self.snapshots.loose.retain(|chunk| keep.contains(&chunk_file(*chunk)));

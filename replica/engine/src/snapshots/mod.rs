@@ -77,8 +77,8 @@ pub(crate) struct Snapshots {
     damaged: BTreeSet<Digest>,
     /// What each peer said that it has, oldest first.
     named: BTreeMap<Slot, Vec<SnapshotRef>>,
-    /// One is being written, and whether no point that would have been taken came since it began.
-    writing: Option<KeptUp>,
+    /// One that is being written.
+    writing: Option<Underway>,
     stride: Stride,
     transfer: Option<Transfer>,
     /// Loading what was transferred.
@@ -96,8 +96,14 @@ pub(crate) struct Snapshots {
     counters: SnapshotCounters,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct KeptUp(bool);
+/// A snapshot that is being written.
+#[derive(Debug)]
+struct Underway {
+    /// No point that would have been taken came since it began.
+    kept_up: bool,
+    /// Chunks that were damaged when it began, and so are written anew.
+    anew: BTreeSet<Digest>,
+}
 
 #[derive(Debug)]
 struct Kept {
@@ -200,6 +206,29 @@ impl Snapshots {
         }
         snapshots.index_chunks();
         Ok((snapshots, newest))
+    }
+
+    /// The log does not lead over the newest snapshot: the process ended after that was fetched, and before the log stood on
+    /// it. It is left out, and may be fetched again; what is on the disk of it need not be. Gives the state of the one before.
+    pub fn leave_newest_out(&mut self, disk: &impl Disk) -> Option<Executor> {
+        let Kept { manifest, .. } = self.kept.pop().expect("there is one that the log does not lead over");
+        self.loose.extend(manifest.chunks.iter().map(|chunk| chunk.digest));
+        self.sweep = true;
+        let mut state = None;
+        while let Some(newest) = self.kept.last()
+            && state.is_none()
+        {
+            match job::load(&newest.manifest, &self.genesis, disk) {
+                Ok(executor) => state = Some(executor),
+                Err(error) => {
+                    self.damaged.extend(error.damaged());
+                    self.trouble = Some(error.to_string());
+                    self.kept.pop();
+                }
+            }
+        }
+        self.index_chunks();
+        state
     }
 
     /// What the log may go on from, lowest first: the genesis, and each snapshot.
