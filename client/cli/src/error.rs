@@ -9,6 +9,9 @@ pub enum CliError {
     /// It was tried and failed. Exit code 1.
     #[error("{0}")]
     Failed(String),
+    /// The service answered, and what was asked for is not so: no such key, or not as expected. Exit code 3.
+    #[error("{0}")]
+    Unmet(String),
     /// The command makes no sense. Exit code 2.
     #[error("{0}")]
     Usage(String),
@@ -25,6 +28,7 @@ impl CliError {
         match self {
             CliError::Failed(_) => 1,
             CliError::Usage(_) => 2,
+            CliError::Unmet(_) => 3,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The command line of Lockstep: read and write a service, look at its replicas, write without pause, run one locally.
 //!
-//! Exit codes: 0 it worked; 1 it failed, or a key is missing or not as expected; 2 the command makes no sense.
+//! Exit codes: 0 it worked; 1 it failed; 2 the command makes no sense; 3 the service answered that a key is missing or not as
+//! expected.
 //! Not here: retry and fail-over (crate `client`).
 
 mod dev;
@@ -34,6 +35,12 @@ enum Command {
     /// Read and write keys of a key-value service.
     Kv(kv::KvArgs),
     /// Show what each replica says about itself.
+    #[command(after_help = "\
+VIEW is round.slot: attempts to find a leader so far, and whose turn it is.\n\
+HEAD is the highest block of the log, COMMITTED and APPLIED how far it is decided and executed.\n\
+LAG is how many blocks of the leader the replica has not executed.\n\
+SNAPSHOT is the height of the newest one, or → height chunks/of while it is fetched.\n\n\
+Example: lockstep status --endpoints 127.0.0.1:7400")]
     Status(status::StatusArgs),
     /// Make every replica take a snapshot now, and wait until a quorum has it.
     ///

@@ -24,7 +24,7 @@ pub struct StatusArgs {
 /// Asks every replica, also those that only other replicas know of.
 ///
 /// # Errors
-/// No replica answers.
+/// No replica answers, or one that is not of the service that is meant.
 pub async fn run(args: StatusArgs) -> Result<(), CliError> {
     let mut rows = survey(&args.service.endpoints, args.service.timeout.min(PATIENCE)).await?;
     rows.extend(unheard(&rows));
@@ -35,7 +35,8 @@ pub async fn run(args: StatusArgs) -> Result<(), CliError> {
         }
     };
     std::io::stdout().write_all(text.as_bytes())?;
-    answered(&rows, &args.service.endpoints)
+    answered(&rows, &args.service.endpoints)?;
+    survey::is_meant(&rows, args.service.service_id)
 }
 
 /// Members of which no address is known, or none that answers: a table without them would hide that they are missing.

@@ -75,19 +75,23 @@ pub async fn survey_service(service: &ServiceOptions) -> Result<Vec<Row>, CliErr
     // One that hangs must leave time for what is to be done.
     let rows = survey(&service.endpoints, service.timeout.min(PATIENCE) / 3).await?;
     answered(&rows, &service.endpoints)?;
-    let other =
-        |row: &&Row| row.status().is_some_and(|status| service.service_id.is_some_and(|id| is_other(status, id)));
-    match (rows.iter().find(other), service.service_id) {
-        (Some(row), Some(meant)) => Err(CliError::Usage(format!(
+    is_meant(&rows, service.service_id)?;
+    Ok(rows)
+}
+
+/// Whether all that answer are of the service that is meant, if one is.
+///
+/// # Errors
+/// One is of another service, or of none yet.
+pub fn is_meant(rows: &[Row], meant: Option<ServiceId>) -> Result<(), CliError> {
+    let Some(meant) = meant else { return Ok(()) };
+    match rows.iter().find(|row| row.status().is_some_and(|status| status.service != Some(meant))) {
+        None => Ok(()),
+        Some(row) => Err(CliError::Usage(format!(
             "replica {} is not of service {meant}; check --endpoints and --service-id, `lockstep status` shows the service",
             row.address
         ))),
-        (Some(_), None) | (None, _) => Ok(rows),
     }
-}
-
-fn is_other(status: &ReplicaStatus, meant: ServiceId) -> bool {
-    status.service != Some(meant)
 }
 
 /// Whether anybody answers.

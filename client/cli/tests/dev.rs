@@ -178,7 +178,7 @@ fn kv_scan_and_txn_print_what_they_found() {
         ["txn", "--if", "lock=missing", "--then", "put lock 'it is me'", "--then", "put use/1 a", "--else", "get lock"];
     assert_eq!(kv(&lock), (Some(0), "put lock: version 1\nput use/1: version 1\n".to_owned(), nothing()));
     let refusal = "lockstep: the conditions do not hold; the operations of --else were done\n";
-    assert_eq!(kv(&lock), (Some(1), "get lock: it is me\n".to_owned(), refusal.to_owned()));
+    assert_eq!(kv(&lock), (Some(3), "get lock: it is me\n".to_owned(), refusal.to_owned()));
     let more = [
         "txn",
         "--if",
@@ -204,7 +204,7 @@ fn kv_scan_and_txn_print_what_they_found() {
     let cas = ["cas", "none", "--expect-exists", "x"];
     assert_eq!(
         kv(&cas),
-        (Some(1), nothing(), "lockstep: key \"none\" does not exist; nothing was written\n".to_owned())
+        (Some(3), nothing(), "lockstep: key \"none\" does not exist; nothing was written\n".to_owned())
     );
 }
 

@@ -36,9 +36,45 @@ pub fn parse(yaml: &str) -> Result<ReplicatedService, Vec<String>> {
     if types.api_version != api_version || types.kind != crate::KIND {
         return Err(vec![format!("not a ReplicatedService: use apiVersion {api_version} and kind {}", crate::KIND)]);
     }
+    let document: Value = serde_saphyr::from_str(yaml).map_err(refusal)?;
+    let unknown = unknown_fields(&document, schema(), "");
+    if !unknown.is_empty() {
+        return Err(unknown);
+    }
     let service: ReplicatedService = serde_saphyr::from_str(yaml).map_err(refusal)?;
+    if service.metadata.name.as_deref().unwrap_or_default().is_empty() {
+        return Err(vec!["metadata.name: give the service a name, such as kv".to_owned()]);
+    }
     validate(&service)?;
     Ok(service)
+}
+
+/// Fields that the schema does not know: kubectl refuses them too. A typing error would be left out in silence otherwise.
+fn unknown_fields(value: &Value, schema: &Value, path: &str) -> Vec<String> {
+    match value {
+        Value::Object(fields) => {
+            // A map with keys of the user's choice, or metadata, which every resource has.
+            let Some(known) = schema["properties"].as_object() else { return Vec::new() };
+            let top = path.is_empty();
+            let below = |(name, value): (&String, &Value)| {
+                let inner = format!("{path}{}{name}", if top { "" } else { "." });
+                match known.get(name) {
+                    Some(schema) => unknown_fields(value, schema, &inner),
+                    None if top && matches!(name.as_str(), "apiVersion" | "kind" | "metadata") => Vec::new(),
+                    None => {
+                        let names: Vec<&str> = known.keys().map(String::as_str).collect();
+                        vec![format!("{inner} is no field; there are {}", names.join(", "))]
+                    }
+                }
+            };
+            fields.iter().flat_map(below).collect()
+        }
+        Value::Array(items) => {
+            let inner = |(index, item)| unknown_fields(item, &schema["items"], &format!("{path}[{index}]"));
+            items.iter().enumerate().flat_map(inner).collect()
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => Vec::new(),
+    }
 }
 
 fn check(service: &ReplicatedService, old: Option<&ReplicatedService>) -> Result<(), Vec<String>> {
@@ -174,6 +210,25 @@ mod tests {
             refusals(&changed),
             [format!("spec.pod: {}", rules::POD_LABELS.1), format!("spec.pod: {}", rules::POD_ANNOTATIONS.1)]
         );
+    }
+
+    #[test]
+    fn field_that_nobody_knows_is_refused() {
+        assert_eq!(
+            refusals(&[("size: 1Gi", "size: 1Gi\n    onDelte: Delete")]),
+            ["spec.storage.onDelte is no field; there are onDelete, size, storageClassName"]
+        );
+        let toleration = "spec:\n  pod: {nodeSelector: {any/name: x}, tolerations: [{key: a}, {keys: b}]}";
+        let refusals = refusals(&[("spec:", toleration)]);
+        assert!(
+            refusals[0].starts_with("spec.pod.tolerations[1].keys is no field; there are effect, key,"),
+            "{refusals:?}"
+        );
+    }
+
+    #[test]
+    fn service_without_a_name_is_refused() {
+        assert_eq!(refusals(&[("name: kv", "labels: {}")]), ["metadata.name: give the service a name, such as kv"]);
     }
 
     #[test]

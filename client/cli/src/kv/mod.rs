@@ -32,19 +32,19 @@ enum KvCommand {
         /// Its new value.
         value: String,
     },
-    /// Print the value of a key. Exit code 1 if there is no such key.
+    /// Print the value of a key. Exit code 3 if there is no such key.
     #[command(after_help = "Example: lockstep kv get colour")]
     Get {
         /// The key.
         key: String,
     },
-    /// Remove a key. Exit code 1 if there is no such key.
+    /// Remove a key. Exit code 3 if there is no such key.
     #[command(after_help = "Example: lockstep kv delete colour")]
     Delete {
         /// The key.
         key: String,
     },
-    /// Write a key only if it is as expected. Exit code 1 if it is not.
+    /// Write a key only if it is as expected. Exit code 3 if it is not.
     #[command(after_help = "Example: lockstep kv cas colour --expect-version 3 red")]
     Cas {
         /// The key.
@@ -57,7 +57,7 @@ enum KvCommand {
     /// Print keys and values in the order of the keys, a tab between them.
     #[command(after_help = "Example: lockstep kv scan --prefix user/ --limit 10")]
     Scan(scan::ScanArgs),
-    /// Compare, then do one thing or the other; all of it or nothing. Exit code 1 if the conditions do not hold.
+    /// Compare, then do one thing or the other; all of it or nothing. Exit code 3 if the conditions do not hold.
     #[command(
         after_help = "Example: lockstep kv txn --if 'lock=missing' --then 'put lock me' --then 'get config' --else 'get lock'"
     )]
@@ -124,13 +124,13 @@ async fn operate(client: &Client, command: KvCommand, output: Output) -> Result<
                 print(output, version.to_string().as_bytes(), json!({"key": key, "version": version}))
             }
             CasOutcome::Mismatch { current: None } => {
-                Err(CliError::Failed(format!("key {key:?} does not exist; nothing was written")))
+                Err(CliError::Unmet(format!("key {key:?} does not exist; nothing was written")))
             }
             CasOutcome::Mismatch { current: Some(current) } => {
                 let value = String::from_utf8_lossy(&current.value);
                 let version = current.version;
                 let words = format!("key {key:?} has version {version} and value {value:?}; nothing was written");
-                Err(CliError::Failed(words))
+                Err(CliError::Unmet(words))
             }
         },
         KvCommand::Scan(args) => scan::run(&kv, args, output).await,
@@ -139,7 +139,7 @@ async fn operate(client: &Client, command: KvCommand, output: Output) -> Result<
 }
 
 fn missing(key: &str) -> CliError {
-    CliError::Failed(format!("key {key:?} does not exist"))
+    CliError::Unmet(format!("key {key:?} does not exist"))
 }
 
 fn describe(key: &str, found: &Versioned) -> Value {

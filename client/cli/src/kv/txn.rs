@@ -43,9 +43,9 @@ pub async fn run(kv: &Kv, args: TxnArgs, output: Output) -> Result<(), CliError>
     match done.held {
         true => Ok(()),
         false if otherwise.is_empty() => {
-            Err(CliError::Failed("the conditions do not hold; nothing was done".to_owned()))
+            Err(CliError::Unmet("the conditions do not hold; nothing was done".to_owned()))
         }
-        false => Err(CliError::Failed("the conditions do not hold; the operations of --else were done".to_owned())),
+        false => Err(CliError::Unmet("the conditions do not hold; the operations of --else were done".to_owned())),
     }
 }
 
