@@ -6,7 +6,7 @@
 use serde_json::Value;
 
 use crate::build::HASH;
-use crate::quantity::Amount;
+use lockstep_api::quantity::Amount;
 
 /// A short, stable hash of an object: FNV-1a over its JSON.
 pub fn hash(object: &Value) -> String {

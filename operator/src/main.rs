@@ -15,7 +15,6 @@ mod drift;
 mod lease;
 mod metrics;
 mod observe;
-mod quantity;
 mod replicas;
 mod report;
 mod turns;

@@ -13,10 +13,10 @@ use serde_json::Value;
 use crate::apply::Settled;
 use crate::build::{self, Desired};
 use crate::context::{Context, Error};
-use crate::quantity::Amount;
 use crate::replicas;
 use crate::validate::Service;
 use crate::world::{self, Claim, Owner, Pod, Set, Token, World};
+use lockstep_api::quantity::Amount;
 
 /// The world, and how to reach the replicas in it.
 pub struct Seen {

@@ -5,12 +5,13 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource;
+use lockstep_api::rules;
 use lockstep_api::spec::{ImagePullPolicy, OnDelete, PodOptions};
 use lockstep_api::{ReplicatedService, ReplicatedServiceStatus};
 use lockstep_types::{FaultModel, Genesis, ServiceId};
 use thiserror::Error;
 
-use crate::quantity::Amount;
+use lockstep_api::quantity::Amount;
 
 /// What the operator fills in where a resource says nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +41,10 @@ pub struct Service {
     pub size: String,
     /// The same in bytes.
     pub size_bytes: Amount,
+    /// Bytes of blocks from one snapshot to the next, for the genesis.
+    pub snapshot_bytes: u64,
+    /// Bytes of log that the leader keeps for a replica that lags but answers.
+    pub retain_bytes: u64,
     /// The storage class; the cluster's default if none.
     pub storage_class: Option<String>,
     /// Whether volumes stay when the resource goes.
@@ -131,9 +136,10 @@ pub fn validate(resource: &ReplicatedService, defaults: &Defaults) -> Result<Ser
         Some(text) => Some(read_genesis(text).map_err(Invalid::Genesis)?),
     };
     let size_bytes = Amount::parse(&spec.storage.size)
-        .ok_or_else(|| Invalid::Spec(vec![format!("spec.storage.size: {}", lockstep_api::rules::SIZE_QUANTITY.1)]))?;
+        .ok_or_else(|| Invalid::Spec(vec![format!("spec.storage.size: {}", rules::SIZE_QUANTITY.1)]))?;
+    let bytes = |read: Result<u64, String>| read.map_err(|wrong| Invalid::Spec(vec![wrong]));
     let replicas = usize::try_from(spec.replicas)
-        .map_err(|_| Invalid::Spec(vec![format!("spec.replicas: {}", lockstep_api::rules::REPLICAS_ODD.1)]))?;
+        .map_err(|_| Invalid::Spec(vec![format!("spec.replicas: {}", rules::REPLICAS_ODD.1)]))?;
     Ok(Service {
         name: meta.name.clone().ok_or_else(|| missing("name"))?,
         namespace: meta.namespace.clone().ok_or_else(|| missing("namespace"))?,
@@ -146,6 +152,8 @@ pub fn validate(resource: &ReplicatedService, defaults: &Defaults) -> Result<Ser
         machine: spec.state_machine.builtin.clone(),
         size: spec.storage.size.clone(),
         size_bytes,
+        snapshot_bytes: bytes(spec.snapshots.every())?,
+        retain_bytes: bytes(spec.snapshots.retain_log())?,
         storage_class: spec.storage.storage_class_name.clone(),
         keep_volumes: match spec.storage.on_delete {
             OnDelete::Keep => true,
@@ -221,6 +229,17 @@ pub mod tests {
         assert!(service.keep_volumes);
         assert_eq!((service.replicas, service.quorum()), (3, 2));
         assert_eq!(service.recorded, None);
+        assert_eq!(service.snapshot_bytes, Genesis::SNAPSHOT_BYTES);
+        // As of the replica's own default.
+        assert_eq!(service.retain_bytes, 256 << 20);
+    }
+
+    #[test]
+    fn least_snapshot_bytes_that_are_accepted_make_a_genesis() {
+        let yaml = include_str!("../../examples/kv.yaml").replace("spec:", "spec:\n  snapshots: {everyBytes: 4Ki}");
+        let snapshot_bytes = service(&yaml).snapshot_bytes;
+        assert_eq!(Genesis { snapshot_bytes, ..genesis(3) }.validate(), Ok(()));
+        assert_eq!(snapshot_bytes, Genesis::SNAPSHOT_BYTES_MIN);
     }
 
     #[test]
@@ -231,8 +250,8 @@ pub mod tests {
         let invalid = validate(&resource, &Defaults { image: "x".into() }).expect_err("a refusal");
         assert_eq!(invalid.reason(), "InvalidSpec");
         let text = invalid.to_string();
-        assert!(text.contains(lockstep_api::rules::REPLICAS_ODD.1), "{text}");
-        assert!(text.contains(lockstep_api::rules::MACHINE_KNOWN.1), "{text}");
+        assert!(text.contains(rules::REPLICAS_ODD.1), "{text}");
+        assert!(text.contains(rules::MACHINE_KNOWN.1), "{text}");
     }
 
     #[test]

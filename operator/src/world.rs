@@ -10,7 +10,7 @@ use k8s_openapi::jiff::Timestamp;
 use lockstep_types::{Configuration, Genesis, ReplicaId, ServiceId, View};
 use serde_json::Value;
 
-use crate::quantity::Amount;
+use lockstep_api::quantity::Amount;
 
 /// How long a pod may be not ready, or on its way out, before that is no passing state any more. An election takes a second, a
 /// restart some more.

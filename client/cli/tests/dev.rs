@@ -33,8 +33,12 @@ fn ports() -> u16 {
 }
 
 fn command(dir: &TempDir, base: u16, options: &[&str]) -> Command {
+    command_of(&example(), dir, base, options)
+}
+
+fn command_of(file: &Path, dir: &TempDir, base: u16, options: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lockstep"));
-    command.arg("dev").arg(example()).arg("--port-base").arg(base.to_string()).args(options);
+    command.arg("dev").arg(file).arg("--port-base").arg(base.to_string()).args(options);
     command.current_dir(dir.path()).env_remove("LOCKSTEP_ENDPOINTS");
     command
 }
@@ -52,7 +56,12 @@ struct Dev {
 
 impl Dev {
     fn start(dir: &TempDir, base: u16) -> Self {
-        let mut child = command(dir, base, &[]).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
+        Self::start_of(&example(), dir, base)
+    }
+
+    fn start_of(file: &Path, dir: &TempDir, base: u16) -> Self {
+        let mut child =
+            command_of(file, dir, base, &[]).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let (sender, lines) = channel();
         std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
@@ -276,6 +285,27 @@ fn snapshot_of_a_running_service_is_taken_and_shown() {
     assert_eq!(refused.status.code(), Some(1));
     let text = String::from_utf8(refused.stderr).unwrap();
     assert!(text.ends_with(" refused: this is not the service's admin token\n"), "{text}");
+}
+
+#[test]
+fn dev_of_a_resource_with_small_snapshots_takes_one_by_itself() {
+    let dir = TempDir::new().unwrap();
+    let base = ports();
+    let file = dir.path().join("small.yaml");
+    let small = "spec:\n  snapshots: {everyBytes: 4Ki, retainLogBytes: 1Mi}\n";
+    fs::write(&file, fs::read_to_string(example()).unwrap().replace("spec:\n", small)).unwrap();
+    let mut dev = Dev::start_of(&file, &dir, base);
+    dev.says("ready after");
+    for pid in dev.children() {
+        let command = fs::read_to_string(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap();
+        assert!(command.contains("\0--retain-bytes=1048576\0"), "{command:?}");
+    }
+    put(base, "large", &"v".repeat(5000));
+    until("all replicas show a snapshot", || {
+        let rows = json(&dir, base, &["status"]);
+        let shown = |row: &Value| row["snapshots"]["height"].as_u64().is_some_and(|height| height > 0);
+        rows.as_array().unwrap().iter().all(shown).then_some(())
+    });
 }
 
 #[test]

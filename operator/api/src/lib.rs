@@ -5,6 +5,7 @@
 //! for `lockstep dev`. Not here: a Kubernetes client, and anything that depends on the rest of the workspace.
 
 pub mod crd;
+pub mod quantity;
 pub mod rules;
 pub mod spec;
 pub mod status;

@@ -65,6 +65,22 @@ pub const STORAGE_CLASS_FIXED: Rule = (
      (!has(self.storageClassName) || self.storageClassName == oldSelf.storageClassName)",
     "storageClassName cannot change: volumes stay where they are; create a new service",
 );
+/// On `spec.snapshots.everyBytes`.
+pub const EVERY_BYTES_QUANTITY: Rule = (
+    "isQuantity(self) && !quantity(self).isLessThan(quantity('4Ki')) && !quantity(self).isGreaterThan(quantity('1Ti'))",
+    "everyBytes must be a quantity from 4Ki to 1Ti; 64Mi is usual",
+);
+/// On `spec.snapshots.everyBytes`.
+pub const EVERY_BYTES_FIXED: Rule = (
+    "!isQuantity(self) || !isQuantity(oldSelf) || quantity(self).compareTo(quantity(oldSelf)) == 0",
+    "everyBytes cannot change: all replicas take their snapshots at the same blocks, so it is part of the genesis; set it \
+     back, or create a new service",
+);
+/// On `spec.snapshots.retainLogBytes`.
+pub const RETAIN_LOG_BYTES_QUANTITY: Rule = (
+    "isQuantity(self) && !quantity(self).isLessThan(quantity('0')) && !quantity(self).isGreaterThan(quantity('1Pi'))",
+    "retainLogBytes must be a quantity from 0 to 1Pi; 256Mi is usual",
+);
 /// On `spec.serviceId`.
 pub const SERVICE_ID: Rule = (
     "self.matches('^[0-9a-f]{32}$')",

@@ -11,6 +11,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::quantity::Amount;
 use crate::rules;
 use crate::status::ReplicatedServiceStatus;
 
@@ -85,6 +86,10 @@ pub struct ReplicatedServiceSpec {
     /// Where each replica keeps its log and its snapshots.
     pub storage: Storage,
 
+    /// When the replicas take snapshots of their state, and how much log they keep beside them.
+    #[serde(default)]
+    pub snapshots: Snapshots,
+
     /// Adopts the kept volumes of an earlier service with this id: 32 hexadecimal digits. Leave it out for a new service.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
@@ -155,6 +160,59 @@ pub struct Storage {
     /// adopt them by their service id. Delete: they go with it, for good.
     #[serde(default)]
     pub on_delete: OnDelete,
+}
+
+/// When the replicas take snapshots of their state, and how much log they keep beside them.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Snapshots {
+    /// A snapshot is taken after so many bytes of blocks, from 4Ki to 1Ti: small ones cost more writes, large ones more log
+    /// on each volume. Cannot change.
+    #[serde(default = "Snapshots::every_bytes_default")]
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = rules::EVERY_BYTES_QUANTITY, validation = rules::EVERY_BYTES_FIXED)]
+    pub every_bytes: String,
+
+    /// Bytes of log below the snapshots that the leader keeps for a replica that lags but answers, from 0 to 1Pi; beyond,
+    /// that one needs a snapshot. A change replaces the pods one by one.
+    #[serde(default = "Snapshots::retain_log_bytes_default")]
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = rules::RETAIN_LOG_BYTES_QUANTITY)]
+    pub retain_log_bytes: String,
+}
+
+impl Snapshots {
+    /// Bytes of blocks from one snapshot to the next.
+    ///
+    /// # Errors
+    /// What is wrong with the text, if it got past the rules.
+    pub fn every(&self) -> Result<u64, String> {
+        let bytes = Amount::parse(&self.every_bytes).and_then(Amount::bytes);
+        bytes.ok_or_else(|| format!("spec.snapshots.everyBytes: {}", rules::EVERY_BYTES_QUANTITY.1))
+    }
+
+    /// Bytes of log kept for a replica that lags.
+    ///
+    /// # Errors
+    /// As of [`Self::every`].
+    pub fn retain_log(&self) -> Result<u64, String> {
+        let bytes = Amount::parse(&self.retain_log_bytes).and_then(Amount::bytes);
+        bytes.ok_or_else(|| format!("spec.snapshots.retainLogBytes: {}", rules::RETAIN_LOG_BYTES_QUANTITY.1))
+    }
+
+    fn every_bytes_default() -> String {
+        "64Mi".to_owned()
+    }
+
+    fn retain_log_bytes_default() -> String {
+        "256Mi".to_owned()
+    }
+}
+
+impl Default for Snapshots {
+    fn default() -> Self {
+        Snapshots { every_bytes: Self::every_bytes_default(), retain_log_bytes: Self::retain_log_bytes_default() }
+    }
 }
 
 /// What becomes of the volumes when the resource is deleted.

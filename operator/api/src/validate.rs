@@ -197,6 +197,32 @@ mod tests {
     }
 
     #[test]
+    fn service_with_bad_snapshots_is_refused() {
+        let with =
+            |field: &str, bytes: &str| refusals(&[("spec:", &format!("spec:\n  snapshots: {{{field}: {bytes}}}"))]);
+        for bytes in ["often", "0", "4095", "2Ti", "-1Gi"] {
+            let refusal = format!("spec.snapshots.everyBytes: {}", rules::EVERY_BYTES_QUANTITY.1);
+            assert_eq!(with("everyBytes", &format!("'{bytes}'")), [refusal], "{bytes}");
+        }
+        for bytes in ["much", "-1", "2Pi"] {
+            let refusal = format!("spec.snapshots.retainLogBytes: {}", rules::RETAIN_LOG_BYTES_QUANTITY.1);
+            assert_eq!(with("retainLogBytes", &format!("'{bytes}'")), [refusal], "{bytes}");
+        }
+        parse(&yaml(&[("spec:", "spec:\n  snapshots: {everyBytes: 4Ki, retainLogBytes: '0'}")])).expect("the least");
+    }
+
+    #[test]
+    fn service_without_snapshots_has_the_defaults() {
+        let service = parse(&yaml(&[])).expect("the example");
+        assert_eq!(service.spec.snapshots, crate::spec::Snapshots::default());
+        let one = parse(&yaml(&[("spec:", "spec:\n  snapshots: {retainLogBytes: 1Gi}")])).expect("half of it");
+        assert_eq!(
+            (one.spec.snapshots.every_bytes.as_str(), one.spec.snapshots.retain_log_bytes.as_str()),
+            ("64Mi", "1Gi")
+        );
+    }
+
+    #[test]
     fn service_with_bad_service_id_is_refused() {
         let changed = [("spec:", "spec:\n  serviceId: abc")];
         assert_eq!(refusals(&changed), [format!("spec.serviceId: {}", rules::SERVICE_ID.1)]);
@@ -253,6 +279,10 @@ mod tests {
             update(&[("size: 1Gi", "size: 1Gi\n    storageClassName: fast")]),
             [format!("spec.storage: {}", rules::STORAGE_CLASS_FIXED.1)]
         );
+        assert_eq!(
+            update(&[("spec:", "spec:\n  snapshots: {everyBytes: 65Mi}")]),
+            [format!("spec.snapshots.everyBytes: {}", rules::EVERY_BYTES_FIXED.1)]
+        );
         assert!(update(&[("KeyValue", "Other")]).contains(&format!("spec.stateMachine: {}", rules::MACHINE_FIXED.1)));
     }
 
@@ -260,6 +290,9 @@ mod tests {
     fn update_of_what_may_change_is_accepted() {
         let old = parse(&yaml(&[])).expect("the example");
         let new = parse(&yaml(&[("1Gi", "2Gi"), ("spec:", "spec:\n  logLevel: debug")])).expect("valid");
+        validate_update(&new, &old).expect("a change that may be");
+        let snapshots = "spec:\n  snapshots: {everyBytes: 65536Ki, retainLogBytes: 1Gi}";
+        let new = parse(&yaml(&[("spec:", snapshots)])).expect("valid");
         validate_update(&new, &old).expect("a change that may be");
     }
 

@@ -143,6 +143,7 @@ fn arguments(service: &Service) -> Vec<String> {
         ("--advertise-peer", format!("$(POD_NAME).{domain}:{PEER_PORT}")),
         ("--peers", peers.join(",")),
         ("--admin-token-file", format!("{ADMIN}/{TOKEN_KEY}")),
+        ("--retain-bytes", service.retain_bytes.to_string()),
         ("--log-level", service.log_level.clone()),
         ("--log-format", "json".to_owned()),
     ]
@@ -281,6 +282,7 @@ mod tests {
   image: example.com/lockstep:1
   imagePullPolicy: Never
   logLevel: debug
+  snapshots: {retainLogBytes: 1Mi}
   pod:
     resources: {requests: {cpu: 1, memory: 1Gi}, limits: {memory: 2Gi}}
     nodeSelector: {disk: ssd}
@@ -303,6 +305,7 @@ mod tests {
         assert_eq!(container.image.as_deref(), Some("example.com/lockstep:1"));
         assert_eq!(container.image_pull_policy.as_deref(), Some("Never"));
         assert!(container.args.as_ref().is_some_and(|args| args.contains(&"--log-level=debug".to_owned())));
+        assert!(container.args.as_ref().is_some_and(|args| args.contains(&"--retain-bytes=1048576".to_owned())));
         let resources = container.resources.clone().expect("resources");
         assert_eq!(resources.requests.expect("requests")["cpu"], Quantity("1".into()));
         assert_eq!(resources.limits.expect("limits")["memory"], Quantity("2Gi".into()));

@@ -49,7 +49,7 @@ pub fn bootstrap(service: &Service, world: &World, fresh: ServiceId) -> Decision
                     machine: service.machine.clone(),
                     sessions_max: Genesis::SESSIONS_MAX,
                     reply_bytes_max: Genesis::REPLY_BYTES_MAX,
-                    snapshot_bytes: Genesis::SNAPSHOT_BYTES,
+                    snapshot_bytes: service.snapshot_bytes,
                 },
                 adopted: false,
             })
@@ -81,6 +81,7 @@ fn adopt(service: &Service, kept: &BTreeMap<usize, &Replica>, wanted: ServiceId)
     if genesis.voters.len() != service.replicas
         || genesis.fault_model != service.fault_model
         || genesis.machine != service.machine
+        || genesis.snapshot_bytes != service.snapshot_bytes
     {
         return Decision::Refuse(Refusal::AdoptsDifferent { genesis });
     }

@@ -149,12 +149,13 @@ impl Refusal {
                  service, or put the volumes of that service in place"
             ),
             Refusal::AdoptsDifferent { genesis } => format!(
-                "service {} on the volumes has {} replicas, fault model {}, state machine {}; delete this resource and \
-                 create it again with these",
+                "service {} on the volumes has {} replicas, fault model {}, state machine {}, snapshots.everyBytes \
+                 {:?}; delete this resource and create it again with these",
                 genesis.service,
                 genesis.voters.len(),
                 genesis.fault_model,
-                genesis.machine
+                genesis.machine,
+                genesis.snapshot_bytes.to_string()
             ),
             Refusal::AdoptsTooFew { wanted, present, quorum } => format!(
                 "only {present} of the {quorum} volumes that service {wanted} needs at least are there; put the others \

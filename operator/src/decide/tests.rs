@@ -10,9 +10,9 @@ use lockstep_types::{ReplicaId, Slot, View};
 
 use super::*;
 use crate::build;
-use crate::quantity::Amount;
 use crate::validate::tests::{example, genesis, service};
 use crate::world::{Claim, Members, Owner, Pod, Replica, Set};
+use lockstep_api::quantity::Amount;
 
 const FRESH: ServiceId = ServiceId::from_bytes([9; 16]);
 const OTHER: ServiceId = ServiceId::from_bytes([7; 16]);
@@ -263,6 +263,11 @@ fn kept_volumes_named_by_their_service_are_adopted() {
         replica.genesis = Some(Genesis { service: OTHER, ..genesis(3) });
     }
     assert_eq!(word(&run(&five, &kept)), "refuse AdoptsDifferentService");
+    service.snapshot_bytes = 1 << 20;
+    let decision = run(&service, &world(&service, &[(Foreign, N); 3]));
+    let Decision::Refuse(refusal @ Refusal::AdoptsDifferent { .. }) = decision else { panic!("{decision:?}") };
+    let text = refusal.describe(&service);
+    assert!(text.contains("snapshots.everyBytes \"67108864\"; delete this resource"), "{text}");
 }
 
 #[test]

@@ -47,6 +47,22 @@ pub struct Report {
     pub mismatches: Vec<String>,
 }
 
+impl Report {
+    /// Of a client outside of the cluster that kept its own account, and found it right.
+    pub fn of_ledger(acknowledged: u64, unknown: u64, longest_gap_ms: u64) -> Self {
+        Report {
+            acknowledged,
+            unknown,
+            unresolved: 0,
+            errors: 0,
+            last_error: None,
+            longest_gap_ms,
+            verified: true,
+            mismatches: Vec::new(),
+        }
+    }
+}
+
 /// What the load says each second.
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub struct Progress {
@@ -65,11 +81,16 @@ impl Progress {
 impl ClientPod {
     /// Starts one on `node`, and waits for its first acknowledged writes. Its name must be new in the namespace.
     pub async fn start(service: &Service, name: &str, node: &Node) -> Result<Self> {
-        let client = ClientPod { scope: service.scope.clone(), name: name.to_owned() };
         // Not all that the service can take: the tests look at what happens, on few processors, not at how fast.
+        Self::start_with(service, name, node, &["--concurrency", "4", "--rate", "400"]).await
+    }
+
+    /// The same with these options of `lockstep load`.
+    pub async fn start_with(service: &Service, name: &str, node: &Node, load: &[&str]) -> Result<Self> {
+        let client = ClientPod { scope: service.scope.clone(), name: name.to_owned() };
         let endpoints = format!("{},{}", service.peers_endpoint(), service.endpoint());
         let command = ["load", "--endpoints", &endpoints, "--prefix", &format!("{name}/"), "--progress", "json"];
-        let arguments = [&command[..], &["--concurrency", "4", "--rate", "400"]].concat();
+        let arguments = [&command[..], load].concat();
         let node = format!("  nodeSelector: {{kubernetes.io/hostname: {}}}\n", node.name);
         let manifest = pod(name, IMAGE, &arguments, &node);
         client.scope.apply(&manifest).await?;

@@ -18,13 +18,47 @@ pub enum Fault {
     VolumeDestroyed,
 }
 
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
+impl Fault {
+    /// What the table calls it.
+    pub fn name(self) -> &'static str {
+        match self {
             Fault::Deleted => "deleted",
             Fault::Killed => "killed",
             Fault::PowerCut => "power cut",
             Fault::VolumeDestroyed => "disk lost",
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// Whom a row is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whom {
+    /// One replica, which led.
+    Leader,
+    /// One that did not.
+    Follower,
+    /// All replicas at once.
+    All,
+    /// The operator.
+    Operator,
+    /// Nobody: the resource was edited.
+    Resource,
+}
+
+impl fmt::Display for Whom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Whom::Leader => "leader",
+            Whom::Follower => "follower",
+            Whom::All => "all",
+            Whom::Operator => "operator",
+            Whom::Resource => "resource",
         })
     }
 }
@@ -33,11 +67,11 @@ impl fmt::Display for Fault {
 #[derive(Clone, Debug)]
 pub struct Recovery {
     /// What was done.
-    pub fault: Fault,
-    /// To which pod.
-    pub pod: String,
-    /// Whether it led.
-    pub led: bool,
+    pub fault: &'static str,
+    /// To whom.
+    pub whom: Whom,
+    /// To which pod, or in the middle of what.
+    pub place: String,
     /// Whether its container was started again before: then Kubernetes lets it wait for 10 s.
     pub delayed: bool,
     /// From the fault, or the return of the power, until the resource and all pods were ready.
@@ -64,10 +98,8 @@ impl Recoveries {
             return;
         }
         println!("\nrecoveries, a client writing all the while:");
-        println!("fault      pod    role      ready again  longest gap  acknowledged  unknown  errors");
-        for fault in [Fault::Deleted, Fault::Killed, Fault::PowerCut, Fault::VolumeDestroyed] {
-            self.rows.iter().filter(|row| row.fault == fault).for_each(|row| println!("{row}"));
-        }
+        println!("fault      where      whom      ready again  longest gap  acknowledged  unknown  errors");
+        self.rows.iter().for_each(|row| println!("{row}"));
         println!("ready again: from the fault, or the return of the power, until all pods and the resource are Ready");
         println!("          *: Kubernetes starts a container that died before only after 10 s\n");
     }
@@ -75,14 +107,13 @@ impl Recoveries {
 
 impl fmt::Display for Recovery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Recovery { fault, pod, led, delayed, recovered, report } = self;
+        let Recovery { fault, whom, place, delayed, recovered, report } = self;
         let Report { acknowledged, unknown, errors, longest_gap_ms, .. } = report;
-        let role = if *led { "leader" } else { "follower" };
         let mark = if *delayed { '*' } else { ' ' };
         let seconds = recovered.as_secs_f64();
         write!(
             f,
-            "{fault:<9}  {pod:<5}  {role:<8}  {seconds:>9.1} s{mark} {longest_gap_ms:>8} ms  {acknowledged:>12}  {unknown:>7}  \
+            "{fault:<9}  {place:<9}  {whom:<8}  {seconds:>9.1} s{mark} {longest_gap_ms:>8} ms  {acknowledged:>12}  {unknown:>7}  \
              {errors:>6}"
         )
     }

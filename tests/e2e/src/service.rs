@@ -46,7 +46,8 @@ pub struct Pod {
 }
 
 impl Pod {
-    fn read(pod: &Value) -> Self {
+    /// As `kubectl get` gives it.
+    pub fn read(pod: &Value) -> Self {
         let ready = condition(pod, "Ready").is_some_and(|ready| ready["status"] == "True");
         Pod {
             name: text(pod, "/metadata/name"),
@@ -89,7 +90,12 @@ impl Service {
 
     /// Applies a resource, and waits until it is ready.
     pub async fn start(scope: &Scope, name: &str, replicas: usize) -> Result<Self> {
-        let service = Self::apply(scope, name, replicas, "").await?;
+        Self::start_with(scope, name, replicas, "").await
+    }
+
+    /// The same with `more` in its spec.
+    pub async fn start_with(scope: &Scope, name: &str, replicas: usize, more: &str) -> Result<Self> {
+        let service = Self::apply(scope, name, replicas, more).await?;
         service.until_ready(READY_WITHIN).await?;
         Ok(service)
     }

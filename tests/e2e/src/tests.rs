@@ -1,8 +1,10 @@
 //! The tests, in the order in which they run, and what comes before and after all of them.
 
+mod all_at_once;
 mod bad_image;
 mod catch_up;
 mod claim;
+mod edited;
 mod faults;
 mod invalid;
 mod kept;
@@ -11,6 +13,8 @@ mod operator;
 mod quiet;
 mod ready;
 mod roll;
+mod snapshot;
+mod standby;
 mod unary;
 
 use std::fmt;
@@ -91,13 +95,23 @@ pub const TESTS: &[Test] = &[
     },
     Test {
         name: "operator",
-        shows: "the operator killed at the genesis and in the middle of a roll: its next process goes on where it was",
-        run: |scope, _| Box::pin(operator::run(scope)),
+        shows: "the operator killed again and again at genesis, roll, replacement and deletion: the next one goes on",
+        run: |scope, recoveries| Box::pin(operator::run(scope, recoveries)),
+    },
+    Test {
+        name: "edited",
+        shows: "the resource edited in the middle of a roll and of a replacement: the last word wins, one pod at a time",
+        run: |scope, recoveries| Box::pin(edited::run(scope, recoveries)),
     },
     Test {
         name: "catch-up",
         shows: "a replica that is cut off from the leader catches up from a follower, by the log",
         run: |scope, _| Box::pin(catch_up::run(scope)),
+    },
+    Test {
+        name: "snapshot",
+        shows: "a replica for which the log was cut fetches a snapshot, cut off from the leader in the middle of it",
+        run: |scope, recoveries| Box::pin(snapshot::run(scope, recoveries)),
     },
     Test {
         name: "deleted",
@@ -119,6 +133,16 @@ pub const TESTS: &[Test] = &[
         shows: "the volume of a replica and then of the leader destroyed: new replicas come in their place, nothing lost",
         run: |scope, recoveries| Box::pin(faults::run(scope, Fault::VolumeDestroyed, recoveries)),
     },
+    Test {
+        name: "all-at-once",
+        shows: "all replicas killed, deleted, deleted by force and without power at the same moment: all there, once",
+        run: |scope, recoveries| Box::pin(all_at_once::run(scope, recoveries)),
+    },
+    Test {
+        name: "standby",
+        shows: "of two operators the one at work is lost in the middle of a roll: the other one takes over and ends it",
+        run: |scope, recoveries| Box::pin(standby::run(scope, recoveries)),
+    },
     // The last one, for it takes the operator away from all other namespaces.
     Test {
         name: "namespaced",
@@ -130,6 +154,11 @@ pub const TESTS: &[Test] = &[
 /// Installs the definition and the operator, as the README says, or for one namespace alone. An operator of an earlier build or
 /// for other namespaces is replaced.
 pub async fn install(cluster: &Cluster, namespace: Option<&str>) -> Result {
+    install_many(cluster, namespace, 1).await
+}
+
+/// The same with so many operators, of which one works at a time.
+pub async fn install_many(cluster: &Cluster, namespace: Option<&str>, operators: usize) -> Result {
     let chart = |name: &str| cluster.repository.join("charts").join(name).display().to_string();
     let (repository, tag) = IMAGE.rsplit_once(':').expect("the image has a tag");
     let mut values = vec![
@@ -138,19 +167,22 @@ pub async fn install(cluster: &Cluster, namespace: Option<&str>) -> Result {
         "image.pullPolicy=Never".to_owned(),
         format!("podAnnotations.{BUILD}={}", cluster.image_hash),
     ];
+    // A number, not a text.
+    let count = format!("replicaCount={operators}");
     values.extend(namespace.map(|namespace| format!("watchNamespace={namespace}")));
     let definition = chart("lockstep-crds");
     cluster.helm(&["upgrade", "--install", "lockstep-crds", &definition, "--wait"]).await?;
     let chart = chart("lockstep");
     let mut arguments = vec!["upgrade", "--install", "lockstep", &chart, "--namespace", OPERATOR_NAMESPACE];
-    arguments.extend(["--create-namespace", "--wait", "--timeout", "60s"]);
+    arguments.extend(["--create-namespace", "--wait", "--timeout", "60s", "--set", &count]);
     arguments.extend(values.iter().flat_map(|value| ["--set-string", value]));
     cluster.helm(&arguments).await?;
     wait::until("the operator of this build alone", OPERATOR_WITHIN, async || {
         let pods = cluster.get(&["pods", "--namespace", OPERATOR_NAMESPACE]).await?;
         let builds: Vec<_> =
             items(&pods).iter().map(|pod| text(pod, &format!("/metadata/annotations/{BUILD}"))).collect();
-        ensure!(builds == [cluster.image_hash.as_str()], "pods of builds {builds:?}");
+        let ours = builds.iter().all(|build| *build == cluster.image_hash);
+        ensure!(ours && builds.len() == operators, "pods of builds {builds:?}");
         Ok(())
     })
     .await

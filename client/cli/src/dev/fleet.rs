@@ -179,6 +179,7 @@ impl Fleet {
         let signals =
             Signals::new().map_err(|error| CliError::Failed(format!("failed to listen for signals: {error}")))?;
         let peers: Vec<String> = (0..ports.replicas).map(|index| ports.peer(index).to_string()).collect();
+        let retain = service.spec.snapshots.retain_log().map_err(CliError::Usage)?;
         let mut replicas = Vec::new();
         for index in 0..ports.replicas {
             let options = vec![
@@ -190,6 +191,7 @@ impl Fleet {
                 format!("--admin-token-file={}", folder.token_file().display()),
                 format!("--log-level={}", service.spec.log_level.as_deref().unwrap_or("info")),
                 format!("--segment-bytes={SEGMENT_BYTES}"),
+                format!("--retain-bytes={retain}"),
                 format!("--parent-pid={}", std::process::id()),
             ];
             let log = folder.log(index);

@@ -92,7 +92,7 @@ async fn serve(
     let genesis = match found {
         Some(genesis) => genesis,
         None => {
-            let genesis = birth(service, &statuses);
+            let genesis = birth(service, &statuses)?;
             // Written down before the first replica sees it: a run that is killed in between goes on with the same.
             folder.keep_genesis(&genesis).map_err(CliError::Failed)?;
             genesis
@@ -115,19 +115,21 @@ fn read(args: &DevArgs) -> Result<ReplicatedService, CliError> {
     lockstep_api::parse(&yaml).map_err(|refusals| CliError::Usage(format!("{file}: {}", refusals.join("; "))))
 }
 
-fn birth(service: &ReplicatedService, statuses: &[ReplicaStatus]) -> Genesis {
+fn birth(service: &ReplicatedService, statuses: &[ReplicaStatus]) -> Result<Genesis, CliError> {
+    if let Some(known) = statuses.iter().find_map(|status| status.genesis.clone()) {
+        return Ok(known);
+    }
     let fault_model = match service.spec.fault_model {
         lockstep_api::FaultModel::Crash => FaultModel::Crash,
     };
-    let known = statuses.iter().find_map(|status| status.genesis.clone());
-    known.unwrap_or_else(|| Genesis {
+    Ok(Genesis {
         service: ServiceId::from_bytes(rand::random()),
         fault_model,
         voters: statuses.iter().map(|status| status.replica).collect(),
         machine: service.spec.state_machine.builtin.clone(),
         sessions_max: Genesis::SESSIONS_MAX,
         reply_bytes_max: Genesis::REPLY_BYTES_MAX,
-        snapshot_bytes: Genesis::SNAPSHOT_BYTES,
+        snapshot_bytes: service.spec.snapshots.every().map_err(CliError::Usage)?,
     })
 }
 

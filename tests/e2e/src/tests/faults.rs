@@ -7,7 +7,7 @@ use lockstep_client::ReplicaStatus;
 use crate::client_pod::ClientPod;
 use crate::cluster::Node;
 use crate::failure::Failure;
-use crate::recovery::{Fault, Recoveries, Recovery};
+use crate::recovery::{Fault, Recoveries, Recovery, Whom};
 use crate::scope::Scope;
 use crate::service::{Pod, Service};
 use crate::{Result, ensure, fail, wait};
@@ -66,13 +66,14 @@ async fn one(service: &Service, fault: Fault, target: Option<&str>) -> Result<Re
     client.until_more(WRITES, NOTICED_WITHIN).await?;
     let report = client.stop().await.map_err(|error| Failure(format!("{name} {fault}: {error}")))?;
     let delayed = fault == Fault::Killed && pod.restarts > 0;
-    let recovery = Recovery { fault, pod: pod.name, led: leader.uid == pod.uid, delayed, recovered, report };
+    let whom = if leader.uid == pod.uid { Whom::Leader } else { Whom::Follower };
+    let recovery = Recovery { fault: fault.name(), whom, place: pod.name, delayed, recovered, report };
     println!("        {recovery}");
     Ok(recovery)
 }
 
 /// Fails unless a new identity votes in the place of the one that is lost, which never returns.
-async fn replaced(service: &Service, before: &ReplicaStatus, now: &ReplicaStatus) -> Result {
+pub async fn replaced(service: &Service, before: &ReplicaStatus, now: &ReplicaStatus) -> Result {
     ensure!(now.replica != before.replica, "{} is back from a volume that was destroyed", now.replica);
     let Some(known) = &now.membership else { fail!("{} knows no members", now.replica) };
     let members = &known.configuration;

@@ -26,6 +26,16 @@ pub async fn run(scope: &Scope) -> Result {
             manifest("kv", 3, "  pod: {labels: {lockstep.dev/team: blue}}"),
             rules::POD_LABELS.1,
         ),
+        (
+            "snapshots that come too often",
+            manifest("kv", 3, "  snapshots: {everyBytes: 1Ki}"),
+            rules::EVERY_BYTES_QUANTITY.1,
+        ),
+        (
+            "a log kept that is no quantity",
+            manifest("kv", 3, "  snapshots: {retainLogBytes: all}"),
+            rules::RETAIN_LOG_BYTES_QUANTITY.1,
+        ),
         ("an unknown fault model", with("Crash", "Lazy"), "supported values: \"Crash\""),
         ("an unknown field", manifest("kv", 3, "  replica: 3"), "unknown field \"spec.replica\""),
     ] {
@@ -38,6 +48,9 @@ pub async fn run(scope: &Scope) -> Result {
         ("another number of replicas", with("replicas: 3", "replicas: 5"), rules::REPLICAS_FIXED.1),
         ("smaller storage", with("100Mi", "50Mi"), rules::SIZE_GROWS.1),
         ("another storage class", with("100Mi", "100Mi, storageClassName: other"), rules::STORAGE_CLASS_FIXED.1),
+        ("an even number later", with("replicas: 3", "replicas: 2"), rules::REPLICAS_ODD.1),
+        ("another fault model", with("Crash", "Byzantine"), "supported values: \"Crash\""),
+        ("other snapshots", manifest("kv", 3, "  snapshots: {everyBytes: 1Mi}"), rules::EVERY_BYTES_FIXED.1),
         ("another machine", with("KeyValue", "Other"), rules::MACHINE_FIXED.1),
     ] {
         refused(scope, what, &manifest, rule).await?;

@@ -37,6 +37,11 @@ impl Amount {
         };
         Some(Amount(digits.checked_mul(thousandths)?.div_ceil(scale)))
     }
+
+    /// As whole bytes, rounded up; none above 2⁶⁴ − 1.
+    pub fn bytes(self) -> Option<u64> {
+        u64::try_from(self.0.div_ceil(1000)).ok()
+    }
 }
 
 #[cfg(test)]
@@ -51,6 +56,15 @@ mod tests {
             assert_eq!(Amount::parse(left).expect(left), Amount::parse(right).expect(right), "{left} and {right}");
         }
         assert!(Amount::parse("1G") < Amount::parse("1Gi"));
+    }
+
+    #[test]
+    fn quantities_in_bytes_are_rounded_up() {
+        for (text, bytes) in
+            [("64Mi", Some(64 << 20)), ("4096", Some(4096)), ("1m", Some(1)), ("0", Some(0)), ("16Ei", None)]
+        {
+            assert_eq!(Amount::parse(text).expect(text).bytes(), bytes, "{text}");
+        }
     }
 
     #[test]
