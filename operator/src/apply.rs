@@ -1,10 +1,13 @@
 //! Doing what was decided, and nothing else. Every act can be repeated, by this process or by another one.
 
+use std::fmt::Debug;
+
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
 use k8s_openapi::api::policy::v1::Eviction;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, ObjectMeta, Status};
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::build::{self, Desired, HASH, MANAGER, SERVICE_ID};
@@ -82,8 +85,20 @@ pub async fn apply(
         }
         Action::ReplacePod { ordinal, uid, by, .. } => match by {
             Removal::Eviction => return evict_pod(context, service, *ordinal, uid).await,
-            Removal::Deletion => delete_pod(context, service, *ordinal, uid).await?,
+            Removal::Deletion => delete_pod(context, service, *ordinal, uid, false).await?,
         },
+        Action::ReplaceVolume { ordinal, pod, claim, why } => {
+            // The claim first: a pod that comes back in between finds it on its way out, and what was decided is decided again.
+            if let Some(claim) = claim {
+                delete_claim(context, service, *ordinal, claim).await?;
+            }
+            delete_pod(context, service, *ordinal, pod, why.force()).await?;
+        }
+        Action::DeleteClaims { claims } => {
+            for (ordinal, uid) in claims {
+                delete_claim(context, service, *ordinal, uid).await?;
+            }
+        }
         Action::MarkVolumes { service: id, claims } => {
             let patch = json!({ "metadata": { "annotations": { SERVICE_ID: id.to_string() } } });
             for ordinal in claims {
@@ -135,16 +150,35 @@ async fn apply_object(context: &Context, service: &Service, wanted: &Desired) ->
     Ok(())
 }
 
-async fn delete_pod(context: &Context, service: &Service, ordinal: usize, uid: &str) -> Result<(), Error> {
-    let name = service.pod_name(ordinal);
+/// With `force`, Kubernetes forgets the pod at once, without a word of its node. What may still run there keeps its identity and
+/// its volume, and shares neither with the pod that comes.
+async fn delete_pod(context: &Context, service: &Service, ordinal: usize, uid: &str, force: bool) -> Result<(), Error> {
     let api: Api<Pod> = Api::namespaced(context.client.clone(), &service.namespace);
-    // The very pod that was judged, or none.
-    let preconditions = Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None });
+    let parameters = DeleteParams { grace_period_seconds: force.then_some(0), ..the_very(uid) };
     context.metrics.write("Pod");
-    match api.delete(&name, &DeleteParams { preconditions, ..Default::default() }).await {
+    delete(&api, "pod", &service.pod_name(ordinal), &parameters).await
+}
+
+async fn delete_claim(context: &Context, service: &Service, ordinal: usize, uid: &str) -> Result<(), Error> {
+    let api: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), &service.namespace);
+    context.metrics.write("PersistentVolumeClaim");
+    delete(&api, "volume claim", &service.claim_name(ordinal), &the_very(uid)).await
+}
+
+/// The very object that was judged, or none.
+fn the_very(uid: &str) -> DeleteParams {
+    let preconditions = Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None });
+    DeleteParams { preconditions, ..Default::default() }
+}
+
+async fn delete<K>(api: &Api<K>, kind: &str, name: &str, parameters: &DeleteParams) -> Result<(), Error>
+where
+    K: Clone + DeserializeOwned + Debug,
+{
+    match api.delete(name, parameters).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(error)) if matches!(error.code, 404 | 409) => Ok(()),
-        Err(error) => Err(Error::kube(&format!("failed to delete pod {name}"))(error)),
+        Err(error) => Err(Error::kube(&format!("failed to delete {kind} {name}"))(error)),
     }
 }
 

@@ -39,7 +39,7 @@ pub struct Objects {
     account: ServiceAccount,
     peers: KubernetesService,
     clients: KubernetesService,
-    budget: Option<PodDisruptionBudget>,
+    budget: PodDisruptionBudget,
     set: k8s_openapi::api::apps::v1::StatefulSet,
 }
 
@@ -59,23 +59,26 @@ pub struct Desired {
 impl Objects {
     /// With a budget that leaves a quorum of all `members`: of the standbys too, which may vote before the next look.
     #[must_use]
-    pub fn guarding(mut self, members: Option<&Configuration>) -> Self {
-        let spec = self.budget.as_mut().and_then(|budget| budget.spec.as_mut());
-        if let (Some(spec), Some(members)) = (spec, members) {
-            let quorum = members.fault_model().quorum(members.members().count());
-            spec.min_available = Some(IntOrString::Int(int(quorum)));
+    pub fn guarding(mut self, service: &Service, members: Option<&Configuration>) -> Self {
+        if let Some(members) = members {
+            self.budget = budget(service, members.members().count());
         }
+        self
+    }
+
+    /// With so many pods.
+    #[must_use]
+    pub fn running(mut self, pods: usize) -> Self {
+        let spec = self.set.spec.as_mut().expect("it was built with one");
+        spec.replicas = Some(int(pods));
         self
     }
 
     /// In the order in which they are applied: the pods name what comes first.
     pub fn desired(&self) -> Vec<Desired> {
         let Objects { account, peers, clients, budget, set } = self;
-        let mut desired = vec![erase(account), erase(peers), erase(clients)];
-        desired.extend(budget.as_ref().map(erase));
         // The set comes last: its pods need the account and their DNS names when they start.
-        desired.push(erase(set));
-        desired
+        vec![erase(account), erase(peers), erase(clients), erase(budget), erase(set)]
     }
 }
 
@@ -86,7 +89,7 @@ pub fn build(service: &Service, existing: Option<&Value>) -> Objects {
         account: account(service),
         peers: network::peers(service),
         clients: network::clients(service),
-        budget: budget(service),
+        budget: budget(service, service.replicas),
         set: set::stateful_set(service, &template),
     }
 }
@@ -145,23 +148,24 @@ fn account(service: &Service) -> ServiceAccount {
     }
 }
 
-/// Evictions leave a quorum. None for a single replica: it tolerates no loss anyway, and must not block a drain for good.
-fn budget(service: &Service) -> Option<PodDisruptionBudget> {
-    (service.replicas > 1).then(|| PodDisruptionBudget {
+/// Evictions leave a quorum of so many members. A single one tolerates no loss anyway, and must not block a drain for good.
+fn budget(service: &Service, members: usize) -> PodDisruptionBudget {
+    let quorum = if members > 1 { service.fault_model.quorum(members) } else { 0 };
+    PodDisruptionBudget {
         metadata: meta(service, service.name.clone()),
         spec: Some(PodDisruptionBudgetSpec {
-            min_available: Some(IntOrString::Int(int(service.quorum()))),
+            min_available: Some(IntOrString::Int(int(quorum))),
             // A pod that is not ready adds nothing to the quorum, and must not block a drain for good.
             unhealthy_pod_eviction_policy: Some("AlwaysAllow".to_owned()),
             selector: Some(label_selector(service)),
             ..Default::default()
         }),
         status: None,
-    })
+    }
 }
 
 fn int(number: usize) -> i32 {
-    i32::try_from(number).expect("at most seven replicas")
+    i32::try_from(number).expect("a handful of replicas")
 }
 
 fn erase<K>(object: &K) -> Desired
@@ -224,7 +228,7 @@ mod tests {
 
     #[test]
     fn budget_of_three_keeps_two() {
-        let budget = budget(&example()).and_then(|budget| budget.spec).expect("a budget");
+        let budget = budget(&example(), 3).spec.expect("a budget");
         assert_eq!(budget.min_available, Some(IntOrString::Int(2)));
         assert_eq!(budget.unhealthy_pod_eviction_policy.as_deref(), Some("AlwaysAllow"));
         assert_eq!(budget.selector.and_then(|s| s.match_labels), Some(selector("kv")));
@@ -236,17 +240,26 @@ mod tests {
         let newcomer = Change::AddStandby { replica: ReplicaId::from_bytes([9; 16]) };
         let members = genesis.configuration().apply(&newcomer).expect("a change");
         let least = |members: &Configuration| {
-            let objects = build(&example(), None).guarding(Some(members));
-            objects.budget.and_then(|budget| budget.spec).and_then(|spec| spec.min_available)
+            let objects = build(&example(), None).guarding(&example(), Some(members));
+            objects.budget.spec.and_then(|spec| spec.min_available)
         };
         assert_eq!(least(&genesis.configuration()), Some(IntOrString::Int(2)));
         assert_eq!(least(&members), Some(IntOrString::Int(3)));
     }
 
     #[test]
-    fn budget_of_one_is_absent() {
-        assert!(budget(&single()).is_none());
-        assert_eq!(build(&single(), None).desired().len(), 4);
+    fn budget_of_one_lets_it_go() {
+        let least = budget(&single(), 1).spec.expect("a budget").min_available;
+        assert_eq!(least, Some(IntOrString::Int(0)));
+    }
+
+    #[test]
+    fn pods_of_another_number_of_replicas_have_the_same_template() {
+        let template = |objects: Objects| objects.set.spec.expect("a spec").template;
+        let five = service(&include_str!("../../examples/kv.yaml").replace("replicas: 3", "replicas: 5"));
+        assert_eq!(template(build(&five, None)), template(build(&example(), None)));
+        let pods = build(&example(), None).running(4).set.spec.and_then(|spec| spec.replicas);
+        assert_eq!(pods, Some(4));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use lockstep_api::status::{Member, OperationKind};
 use lockstep_types::Genesis;
 
 use crate::build;
-use crate::decide::{Action, Decision, Wait};
+use crate::decide::{Action, Decision, Purpose, Wait};
 use crate::validate::{Invalid, Service, write_genesis};
 use crate::world::World;
 
@@ -50,6 +50,7 @@ pub fn status(
         observed_generation: service.generation,
         replicas: count(world.pods.len()),
         ready_replicas: count(ready),
+        voters: count(genesis.map_or(0, |genesis| world.members(genesis).configuration.voters().len())),
         selector: Some(build::selector_text(&service.name)),
         service_id: genesis.map(|genesis| genesis.service.to_string()),
         genesis: genesis.map(write_genesis),
@@ -154,7 +155,9 @@ fn conditions(
         Decision::Wait(Wait::NotReady(_)) if !newborn => list.push(DEGRADED, true, reason, &message),
         Decision::Act(_) if failed => list.push(DEGRADED, true, reason, &message),
         Decision::Wait(_) if stuck => list.push(DEGRADED, true, "PodsStuck", &message),
-        Decision::Wait(Wait::Rolling(_) | Wait::Replacing(..)) if long => {
+        Decision::Wait(Wait::Rolling(_)) if long => list.push(DEGRADED, true, "ReplicasNotReady", &message),
+        // Pods that come or go with scaling are not ready for as long as it takes.
+        Decision::Wait(Wait::Members(told, _)) if long && (told.purpose == Purpose::Replace || ready < n) => {
             list.push(DEGRADED, true, "ReplicasNotReady", &message)
         }
         Decision::Act(_) | Decision::Wait(_) | Decision::Converged => {
@@ -179,8 +182,7 @@ fn is_newborn(service: &Service, decision: &Decision, now: &Time) -> bool {
 }
 
 fn members(service: &Service, world: &World, genesis: &Genesis) -> Vec<Member> {
-    let known =
-        world.replicas().any(|(_, replica)| replica.service == Some(genesis.service) && replica.members.is_some());
+    let known = world.members_are_known(genesis);
     if !known && !service.status.members.is_empty() {
         return service.status.members.clone();
     }
@@ -235,7 +237,7 @@ mod tests {
     use lockstep_types::{Change, ReplicaId, Slot, View};
 
     use super::*;
-    use crate::decide::{Refusal, Replacement, Step};
+    use crate::decide::{MemberChange, Refusal, Step};
     use crate::validate::tests::{example, genesis};
     use crate::world::{Members, Pod, Replica, Set};
 
@@ -252,6 +254,7 @@ mod tests {
             lasting: false,
             was_ready: true,
             stuck: None,
+            stranded: None,
             replica: Some(Replica {
                 id: ReplicaId::from_bytes([u8::try_from(ordinal).expect("small") + 1; 16]),
                 service: Some(genesis(3).service),
@@ -392,10 +395,15 @@ mod tests {
     #[test]
     fn replacement_of_a_member_stands_in_the_status_from_its_first_step_to_its_last() {
         let (lost, new) = (ReplicaId::from_bytes([3; 16]), ReplicaId::from_bytes([9; 16]));
-        let step =
-            |step, target: Option<(Slot, ReplicaId)>| Replacement { step, target, newcomer: Some((new, Some(2))) };
+        let step = |step, target| MemberChange {
+            purpose: Purpose::Replace,
+            step,
+            target,
+            newcomer: Some((new, Some(2))),
+            voters: 3,
+        };
         let target = Some((Slot::new(3), lost));
-        let change = |change, replacement| Decision::Act(Action::ChangeMembers { leader: 0, change, replacement });
+        let change = |change, told| Decision::Act(Action::ChangeMembers { leader: 0, change, told });
         let mut service = born();
         let add = change(Change::AddStandby { replica: new }, step(Step::AddStandby, target));
         service.status = status(&service, &world(2), &add, None, &at(1));

@@ -152,7 +152,8 @@ async fn pass(seen: &Guarded, context: &Context) -> Result<Next, Error> {
     seen.world.crowded = context.turns.lock().expect("never poisoned").crowded(&uid, Instant::now());
     let existing = seen.world.objects.get(&("StatefulSet", service.name.clone()));
     let members = service.recorded.as_ref().map(|genesis| seen.world.members(genesis).configuration);
-    let desired = build::build(&service, existing).guarding(members.as_ref()).desired();
+    let objects = build::build(&service, existing).guarding(&service, members.as_ref());
+    let desired = objects.running(decide::size(&service, &seen.world)).desired();
     let decision = decide(&service, &desired, &seen.world, ServiceId::from_bytes(rand::random()));
     tracing::debug!(service = %service.name, namespace = %service.namespace, %decision, "decided");
 
@@ -214,7 +215,12 @@ fn word(decision: &Decision) -> &'static str {
 /// reads, never a write. What has been waited for is looked at ever more seldom, in the end like a service at rest.
 fn pause(decision: &Decision, waited: Duration, poll: Duration, chance: u8) -> Duration {
     match decision {
-        Decision::Act(Action::ReplacePod { .. } | Action::GrowVolumes { .. }) => SOON,
+        Decision::Act(
+            Action::ReplacePod { .. }
+            | Action::ReplaceVolume { .. }
+            | Action::DeleteClaims { .. }
+            | Action::GrowVolumes { .. },
+        ) => SOON,
         Decision::Act(
             Action::CreateToken
             | Action::Apply(_)

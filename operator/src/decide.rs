@@ -7,15 +7,18 @@
 //!   been ready and nothing else is in motion. A ready pod goes only while all others are.
 //! - The genesis is recorded at most once, before any replica sees it, and only that one is ever sent (PROTOCOL §5, L6).
 //! - The leader goes last, after a hand-over.
-//! - Members change one at a time, only on the word of a leader with a ready quorum that the change leaves ready, and none is
-//!   removed before another one votes in its place.
+//! - Members change one at a time, only on the word of a leader with a ready quorum that the change leaves ready, and no lost one
+//!   is removed before another one votes in its place.
+//! - The number of voters changes only while all that stay are ready, and no pod or volume goes before its replica has.
 //! - No pod is deleted that keeps a claim alive which is being deleted, and no genesis is recorded over such a claim.
 
 mod action;
 mod bootstrap;
+mod census;
 mod members;
 mod refusal;
 mod roll;
+mod volumes;
 mod wait;
 
 use std::collections::BTreeMap;
@@ -25,11 +28,12 @@ use lockstep_types::{Genesis, ServiceId};
 
 use crate::build::Desired;
 use crate::drift;
-use crate::validate::Service;
+use crate::validate::{REPLICAS_MAX, Service};
 use crate::world::{self, Owner, Token, World};
 
-pub use action::{Action, Removal};
-pub use members::{Replacement, Step};
+pub use action::{Action, Removal, Useless};
+pub use census::size;
+pub use members::{MemberChange, Purpose, Step};
 pub use refusal::Refusal;
 pub use wait::Wait;
 
@@ -78,24 +82,6 @@ fn pods(service: &Service, world: &World, fresh: ServiceId) -> Decision {
         .unwrap_or(Decision::Converged)
 }
 
-/// Volumes of another service, before a StatefulSet runs anything on them: the replicas there would elect a leader and serve
-/// clients. Volumes that nobody has noted anything on say what they are when their replicas start.
-fn kept(service: &Service, world: &World) -> Option<Refusal> {
-    if service.recorded.is_some() || world.objects.contains_key(&("StatefulSet", service.name.clone())) {
-        return None;
-    }
-    let claims = world.claims.iter().filter(|(_, claim)| !claim.terminating);
-    let found: Vec<_> = claims
-        .filter_map(|(ordinal, claim)| Some((*ordinal, claim.service?)))
-        .filter(|(_, found)| Some(*found) != service.adopt)
-        .collect();
-    match service.adopt {
-        _ if found.is_empty() => None,
-        None => Some(Refusal::VolumesFromAnotherService { found }),
-        Some(wanted) => Some(Refusal::AdoptsAnother { wanted, found }),
-    }
-}
-
 /// Pods in the place of ours: nothing is decided on what runs in them.
 fn others(service: &Service, world: &World) -> Option<Decision> {
     world.others.iter().find_map(|(ordinal, owner)| {
@@ -129,7 +115,7 @@ fn objects(service: &Service, desired: &[Desired], world: &World) -> Option<Deci
         Token::Malformed => return Some(Decision::Refuse(Refusal::TokenMalformed)),
         Token::Present(_) => {}
     }
-    if let Some(refusal) = kept(service, world) {
+    if let Some(refusal) = volumes::kept(service, world) {
         return Some(Decision::Refuse(refusal));
     }
     let stale: Vec<_> = desired
@@ -163,7 +149,7 @@ fn settle(service: &Service, genesis: &Genesis, world: &World) -> Option<Decisio
     if !targets.is_empty() {
         return Some(Decision::Act(Action::SendGenesis { genesis: genesis.clone(), targets }));
     }
-    if let Some(refusal) = duplicates(world).or_else(|| strangers(genesis, world)) {
+    if let Some(refusal) = duplicates(world).or_else(|| strangers(service, genesis, world)) {
         return Some(Decision::Refuse(refusal));
     }
     let marked = |ordinal: &usize| {
@@ -172,37 +158,53 @@ fn settle(service: &Service, genesis: &Genesis, world: &World) -> Option<Decisio
     let unmarked: Vec<usize> = world
         .replicas()
         .filter(|(ordinal, replica)| replica.service == Some(genesis.service) && !marked(ordinal))
+        .filter(|(_, replica)| members.configuration.slot_of(replica.id).is_some())
         .map(|(ordinal, _)| ordinal)
         .collect();
     if !unmarked.is_empty() {
         return Some(Decision::Act(Action::MarkVolumes { service: genesis.service, claims: unmarked }));
     }
-    let replacing = members::replace(service, genesis, world);
-    if let Some(Decision::Act(_) | Decision::Refuse(_)) = replacing {
-        return replacing;
+    if let Some(replace) = volumes::useless(service, genesis, world) {
+        return Some(replace);
     }
-    let rolling = dying(world).map(Decision::Refuse).or_else(|| roll::roll(service, genesis, world));
+    let changing = members::next(service, genesis, world);
+    if let Some(Decision::Act(_) | Decision::Refuse(_)) = changing {
+        return changing;
+    }
+    if let Some(delete) = volumes::left_over(service, genesis, world) {
+        return Some(delete);
+    }
+    let rolling = volumes::dying(world).map(Decision::Refuse).or_else(|| roll::roll(service, genesis, world));
     match &rolling {
-        // While a member is being replaced no pod goes that is well.
+        // While members change no pod goes that is well.
         Some(Decision::Act(Action::ReplacePod { by: Removal::Deletion, .. })) => return rolling,
-        Some(Decision::Act(_)) if replacing.is_none() => return rolling,
+        Some(Decision::Act(_)) if changing.is_none() => return rolling,
         // A full volume can be why a replica is not ready, so growing does not wait for a roll that waits or is refused.
         _ => {
-            if let Some(grow) = grow(service, world) {
+            if let Some(grow) = volumes::grow(service, world) {
                 return Some(grow);
             }
         }
     }
-    replacing.or(rolling).or_else(|| {
-        let waiting = not_ready(service, genesis, world, None);
-        (!waiting.is_empty()).then_some(Decision::Wait(Wait::NotReady(waiting)))
-    })
+    changing.or(rolling).or_else(|| unfinished(service, genesis, world))
 }
 
-/// Volumes that no pod may be taken from, and that nothing may be entrusted to.
-fn dying(world: &World) -> Option<Refusal> {
-    let claims = world.dying();
-    (!claims.is_empty()).then_some(Refusal::VolumeBeingDeleted { claims })
+/// What is waited for although nothing is left to be done.
+fn unfinished(service: &Service, genesis: &Genesis, world: &World) -> Option<Decision> {
+    let waiting = not_ready(service, world, |ordinal| world.is_ready(ordinal, genesis));
+    let voters = world.members(genesis).configuration.voters().len();
+    let told = |ordinal: &usize| world.size.is_some_and(|size| *ordinal < size) || world.pods.contains_key(ordinal);
+    let leaving: Vec<usize> = (service.replicas..REPLICAS_MAX).filter(told).collect();
+    let wait = match (waiting.is_empty(), leaving.is_empty()) {
+        (true, true) => {
+            let unused: Vec<usize> = volumes::unused(service, genesis, world).collect();
+            (!unused.is_empty()).then_some(Wait::LeftOver(unused))?
+        }
+        (true, false) => Wait::Leaving(leaving),
+        (false, _) if voters < service.replicas && world.all_are_ready(genesis) => Wait::Arriving(voters, waiting),
+        (false, _) => Wait::NotReady(waiting),
+    };
+    Some(Decision::Wait(wait))
 }
 
 /// One identity in two pods: a cloned volume.
@@ -215,7 +217,7 @@ fn duplicates(world: &World) -> Option<Refusal> {
 }
 
 /// Replicas that are not of this service.
-fn strangers(genesis: &Genesis, world: &World) -> Option<Refusal> {
+fn strangers(service: &Service, genesis: &Genesis, world: &World) -> Option<Refusal> {
     let others: Vec<_> = world
         .replicas()
         .filter_map(|(ordinal, replica)| Some((ordinal, replica.service?)))
@@ -224,42 +226,28 @@ fn strangers(genesis: &Genesis, world: &World) -> Option<Refusal> {
     if !others.is_empty() {
         return Some(Refusal::ForeignVolume { found: others });
     }
-    let removed = world.members(genesis).configuration.removed().clone();
-    let found: Vec<_> = world
-        .replicas()
-        .map(|(ordinal, replica)| (ordinal, replica.id))
-        .filter(|(_, id)| removed.values().any(|gone| gone == id))
+    let found: Vec<_> = volumes::removed(service, genesis, world)
+        .filter(|(ordinal, _)| !volumes::is_known(genesis, world, *ordinal))
         .collect();
     (!found.is_empty()).then_some(Refusal::RemovedReplica { found })
 }
 
-/// Claims that ask for less than the resource does.
-fn grow(service: &Service, world: &World) -> Option<Decision> {
-    let small = |claim: &crate::world::Claim| {
-        !claim.terminating && claim.request.is_some_and(|request| request < service.size_bytes)
-    };
-    let claims: Vec<usize> =
-        world.claims.iter().filter(|(_, claim)| small(claim)).map(|(ordinal, _)| *ordinal).collect();
-    (!claims.is_empty()).then_some(Decision::Act(Action::GrowVolumes { claims }))
-}
-
-/// Replicas that are not ready, with the reason if one is known, leaving one out.
-fn not_ready(service: &Service, genesis: &Genesis, world: &World, but: Option<usize>) -> Vec<(usize, Option<String>)> {
+/// Replicas that shall be there and are not ready, with the reason if one is known.
+fn not_ready(service: &Service, world: &World, is_ready: impl Fn(usize) -> bool) -> Vec<(usize, Option<String>)> {
     (0..service.replicas)
-        .filter(|ordinal| Some(*ordinal) != but && !world.is_ready(*ordinal, genesis))
-        .map(|ordinal| (ordinal, why_not_ready(world, ordinal)))
+        .filter(|ordinal| !is_ready(*ordinal))
+        .map(|ordinal| (ordinal, why_not_ready(service, world, ordinal)))
         .collect()
 }
 
-fn why_not_ready(world: &World, ordinal: usize) -> Option<String> {
+fn why_not_ready(service: &Service, world: &World, ordinal: usize) -> Option<String> {
     let Some(pod) = world.pods.get(&ordinal) else { return Some("no pod yet".to_owned()) };
-    if pod.terminating {
-        return Some("terminating".to_owned());
-    }
-    match &pod.replica {
-        None => pod.stuck.clone().or_else(|| Some("does not answer".to_owned())),
+    match (&pod.replica, &pod.stranded) {
+        (None, Some(stranded)) => Some(stranded.describe(service, ordinal)),
+        (Some(_), Some(_)) | (None | Some(_), None) if pod.terminating => Some("terminating".to_owned()),
+        (None, None) => pod.stuck.clone().or_else(|| Some("does not answer".to_owned())),
         // Words with figures in them would change with every look.
-        Some(replica) => replica.not_ready.clone().filter(|why| !why.contains(|c: char| c.is_ascii_digit())),
+        (Some(replica), _) => replica.not_ready.clone().filter(|why| !why.contains(|c: char| c.is_ascii_digit())),
     }
 }
 

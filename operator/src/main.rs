@@ -17,6 +17,7 @@ mod metrics;
 mod observe;
 mod replicas;
 mod report;
+mod strand;
 mod turns;
 mod validate;
 mod world;

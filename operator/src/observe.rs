@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod as KubernetesPod, Secret};
+use k8s_openapi::api::core::v1::{Node as KubernetesNode, PersistentVolumeClaim, Pod as KubernetesPod, Secret};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DynamicObject, ListParams};
 use kube::core::DeserializeGuard;
 use lockstep_api::ReplicatedService;
+use lockstep_api::quantity::Amount;
 use lockstep_types::ServiceId;
 use serde_json::Value;
 
@@ -14,9 +15,12 @@ use crate::apply::Settled;
 use crate::build::{self, Desired};
 use crate::context::{Context, Error};
 use crate::replicas;
-use crate::validate::Service;
-use crate::world::{self, Claim, Owner, Pod, Set, Token, World};
-use lockstep_api::quantity::Amount;
+use crate::strand::node_of;
+use crate::validate::{REPLICAS_MAX, Service};
+use crate::world::{self, Claim, Node, Owner, Pod, Set, Stranded, Token, World};
+
+/// The annotation of a claim that names the node that its volume was made for, by the scheduler.
+const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 
 /// The world, and how to reach the replicas in it.
 pub struct Seen {
@@ -44,6 +48,9 @@ pub async fn observe(context: &Context, service: &Service, desired: &[Desired]) 
         pods(context, service),
         claims(context, service),
     )?;
+    let volume_nodes: BTreeMap<usize, String> =
+        claims.iter().filter_map(|(ordinal, claim)| Some((*ordinal, selected_node(claim)?))).collect();
+    let claims = claims.into_iter().map(|(ordinal, claim)| (ordinal, read_claim(claim))).collect();
     let mut world = World { claims, ..Default::default() };
     if let Some(secret) = token {
         world.token = read_token(&secret);
@@ -55,7 +62,9 @@ pub async fn observe(context: &Context, service: &Service, desired: &[Desired]) 
     world.set = world.objects.get(&("StatefulSet", service.name.clone())).and_then(Set::read);
     let mut addresses = BTreeMap::new();
     let set = world.objects.get(&("StatefulSet", service.name.clone()));
+    world.size = set.and_then(world::size);
     let set_uid = set.and_then(|set| world::set_uid(set, &service.owner.uid)).map(str::to_owned);
+    let mut ours = BTreeMap::new();
     for (ordinal, pod) in pods {
         match Owner::read(&pod.metadata, (&service.name, set_uid.as_deref())) {
             Owner::Set => {}
@@ -70,13 +79,38 @@ pub async fn observe(context: &Context, service: &Service, desired: &[Desired]) 
             addresses.insert(ordinal, replicas::address(&ip));
         }
         world.pods.insert(ordinal, view);
+        ours.insert(ordinal, pod);
     }
     for (ordinal, replica) in replicas::ask(&addresses).await {
         if let Some(pod) = world.pods.get_mut(&ordinal) {
             pod.replica = Some(replica);
         }
     }
+    for (ordinal, pod) in &ours {
+        let view = world.pods.get_mut(ordinal).expect("it was put there");
+        if view.replica.is_none() {
+            view.stranded = stranded(context, pod, volume_nodes.get(ordinal).map(String::as_str)).await?;
+        }
+    }
     Ok(Seen { world, addresses })
+}
+
+/// Whether a pod that does not answer is kept from running by its node or its volume's. Nodes are read for nobody else.
+async fn stranded(context: &Context, pod: &KubernetesPod, volume: Option<&str>) -> Result<Option<Stranded>, Error> {
+    let name = node_of(pod, volume);
+    let node = match &name {
+        None => Node::Unreadable,
+        Some(name) => {
+            let api: Api<KubernetesNode> = Api::all(context.client.clone());
+            match api.get_opt(name).await {
+                Ok(node) => Node::read(node.as_ref()),
+                // With rights in one namespace only.
+                Err(kube::Error::Api(status)) if status.code == 403 => Node::Unreadable,
+                Err(error) => return Err(Error::kube("failed to read a node")(error)),
+            }
+        }
+    };
+    Ok(Stranded::read(pod, name.as_deref().map(|name| (name, &node)), Timestamp::now()))
 }
 
 async fn secret(context: &Context, service: &Service) -> Result<Option<Secret>, Error> {
@@ -123,34 +157,41 @@ async fn pods(context: &Context, service: &Service) -> Result<BTreeMap<usize, Ku
     let api: Api<KubernetesPod> = Api::namespaced(context.client.clone(), &service.namespace);
     let list = ListParams::default().labels(&build::selector_text(&service.name));
     let pods = api.list(&list).await.map_err(Error::kube("failed to list pods"))?;
-    let names = (0..service.replicas).map(|ordinal| (service.pod_name(ordinal), ordinal)).collect();
+    let names = (0..REPLICAS_MAX).map(|ordinal| (service.pod_name(ordinal), ordinal)).collect();
     Ok(by_ordinal(pods.items, &names))
 }
 
-async fn claims(context: &Context, service: &Service) -> Result<BTreeMap<usize, Claim>, Error> {
+/// Claims of all ordinals that a service can have: those of replicas that were removed stay behind their pods.
+async fn claims(context: &Context, service: &Service) -> Result<BTreeMap<usize, PersistentVolumeClaim>, Error> {
     let api: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), &service.namespace);
     let list = ListParams::default().labels(&build::selector_text(&service.name));
     let claims = api.list(&list).await.map_err(Error::kube("failed to list volume claims"))?;
-    let names = (0..service.replicas).map(|ordinal| (service.claim_name(ordinal), ordinal)).collect();
+    let names = (0..REPLICAS_MAX).map(|ordinal| (service.claim_name(ordinal), ordinal)).collect();
     let mut claims = by_ordinal(claims.items, &names);
     // A claim that was made by hand, to bind a volume again, may have no labels; the pod uses it all the same.
-    for (name, ordinal) in &names {
+    for (name, ordinal) in names.iter().filter(|(_, ordinal)| **ordinal < service.replicas) {
         if !claims.contains_key(ordinal)
             && let Some(claim) = api.get_opt(name).await.map_err(Error::kube("failed to read a volume claim"))?
         {
             claims.insert(*ordinal, claim);
         }
     }
-    let read = |claim: PersistentVolumeClaim| {
-        let service = claim.metadata.annotations.as_ref().and_then(|all| ServiceId::parse(all.get(build::SERVICE_ID)?));
-        let requests = claim.spec.and_then(|spec| spec.resources).and_then(|resources| resources.requests);
-        Claim {
-            request: requests.and_then(|requests| Amount::parse(&requests.get("storage")?.0)),
-            terminating: claim.metadata.deletion_timestamp.is_some(),
-            service,
-        }
-    };
-    Ok(claims.into_iter().map(|(ordinal, claim)| (ordinal, read(claim))).collect())
+    Ok(claims)
+}
+
+fn selected_node(claim: &PersistentVolumeClaim) -> Option<String> {
+    claim.metadata.annotations.as_ref()?.get(SELECTED_NODE).cloned()
+}
+
+fn read_claim(claim: PersistentVolumeClaim) -> Claim {
+    let service = claim.metadata.annotations.as_ref().and_then(|all| ServiceId::parse(all.get(build::SERVICE_ID)?));
+    let requests = claim.spec.and_then(|spec| spec.resources).and_then(|resources| resources.requests);
+    Claim {
+        uid: claim.metadata.uid.unwrap_or_default(),
+        request: requests.and_then(|requests| Amount::parse(&requests.get("storage")?.0)),
+        terminating: claim.metadata.deletion_timestamp.is_some(),
+        service,
+    }
 }
 
 fn by_ordinal<K: kube::Resource>(objects: Vec<K>, names: &BTreeMap<String, usize>) -> BTreeMap<usize, K> {

@@ -3,6 +3,8 @@
 //! The CRD's rules stop most mistakes at the API server; they run here again, because a CRD can be older than the operator, or
 //! have been loosened by hand.
 
+use std::time::Duration;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource;
 use lockstep_api::rules;
@@ -49,6 +51,10 @@ pub struct Service {
     pub storage_class: Option<String>,
     /// Whether volumes stay when the resource goes.
     pub keep_volumes: bool,
+    /// How long a replica may be away with its node before a new one comes in its place; for ever if none.
+    pub replace_after: Option<Duration>,
+    /// The same as written.
+    pub replace_after_text: Option<String>,
     /// The service whose kept volumes shall be adopted.
     pub adopt: Option<ServiceId>,
     /// The image of the replicas.
@@ -76,6 +82,11 @@ impl Service {
         format!("{}-{ordinal}", self.name)
     }
 
+    /// The ordinal of the pod with this name, if it can be one of this service.
+    pub fn ordinal(&self, pod: &str) -> Option<usize> {
+        (0..REPLICAS_MAX).find(|ordinal| self.pod_name(*ordinal) == pod)
+    }
+
     /// The claim of this ordinal.
     pub fn claim_name(&self, ordinal: usize) -> String {
         format!("{CLAIM}-{}-{ordinal}", self.name)
@@ -92,6 +103,8 @@ impl Service {
     }
 }
 
+/// The most replicas that a resource can ask for.
+pub const REPLICAS_MAX: usize = 7;
 /// Name of the claim template.
 pub const CLAIM: &str = "data";
 /// What replicas log unless said otherwise.
@@ -159,6 +172,8 @@ pub fn validate(resource: &ReplicatedService, defaults: &Defaults) -> Result<Ser
             OnDelete::Keep => true,
             OnDelete::Delete => false,
         },
+        replace_after: spec.storage.replace_after.as_deref().map(read_duration).transpose()?,
+        replace_after_text: spec.storage.replace_after.clone(),
         adopt: spec.service_id.as_deref().and_then(ServiceId::parse),
         image: spec.image.clone().unwrap_or_else(|| defaults.image.clone()),
         pull_policy: spec.image_pull_policy,
@@ -167,6 +182,23 @@ pub fn validate(resource: &ReplicatedService, defaults: &Defaults) -> Result<Ser
         recorded,
         status,
     })
+}
+
+/// A whole number of seconds, minutes or hours.
+fn read_duration(text: &str) -> Result<Duration, Invalid> {
+    let unit = |unit: char| match unit {
+        's' => Some(1),
+        'm' => Some(60),
+        'h' => Some(3600),
+        _ => None,
+    };
+    let seconds = text.char_indices().last().and_then(|(at, last)| {
+        let number: u64 = text[..at].parse().ok()?;
+        number.checked_mul(unit(last)?)
+    });
+    let refused =
+        || Invalid::Spec(vec![format!("spec.storage.replaceAfter: {}", lockstep_api::rules::REPLACE_AFTER.1)]);
+    seconds.map(Duration::from_secs).ok_or_else(refused)
 }
 
 /// The genesis as the status holds it.
@@ -240,6 +272,18 @@ pub mod tests {
         let snapshot_bytes = service(&yaml).snapshot_bytes;
         assert_eq!(Genesis { snapshot_bytes, ..genesis(3) }.validate(), Ok(()));
         assert_eq!(snapshot_bytes, Genesis::SNAPSHOT_BYTES_MIN);
+    }
+
+    #[test]
+    fn time_to_replace_is_read_in_each_unit() {
+        let after = |text: &str| {
+            let more = format!("size: 1Gi\n    replaceAfter: {text}");
+            service(&include_str!("../../examples/kv.yaml").replace("size: 1Gi", &more)).replace_after
+        };
+        assert_eq!(after("90s"), Some(Duration::from_secs(90)));
+        assert_eq!(after("10m"), Some(Duration::from_secs(600)));
+        assert_eq!(after("2h"), Some(Duration::from_secs(7200)));
+        assert_eq!(example().replace_after, None);
     }
 
     #[test]

@@ -12,6 +12,8 @@ use serde_json::Value;
 
 use lockstep_api::quantity::Amount;
 
+pub use crate::strand::{Node, Strand, Stranded};
+
 /// How long a pod may be not ready, or on its way out, before that is no passing state any more. An election takes a second, a
 /// restart some more.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -28,6 +30,8 @@ pub struct World {
     pub settled: BTreeSet<(&'static str, String)>,
     /// The StatefulSet's own word on its pods; none before it exists.
     pub set: Option<Set>,
+    /// How many pods the StatefulSet is told to run; none before it exists.
+    pub size: Option<usize>,
     /// Pods of that set by ordinal.
     pub pods: BTreeMap<usize, Pod>,
     /// Pods under their names that are not of that set, by ordinal. What runs in them is not taken for ours.
@@ -89,6 +93,8 @@ pub struct Pod {
     pub was_ready: bool,
     /// Why it cannot run at all, in words that do not change from one retry to the next.
     pub stuck: Option<String>,
+    /// That it cannot run because its node, or that of its volume, is gone.
+    pub stranded: Option<Stranded>,
     /// What the replica said just now; none if nothing answered.
     pub replica: Option<Replica>,
 }
@@ -126,6 +132,8 @@ pub struct Members {
 /// A claim of a replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
+    /// Its identity: a claim of the same name may be another one.
+    pub uid: String,
     /// The size asked for.
     pub request: Option<Amount>,
     /// On its way out.
@@ -142,6 +150,11 @@ impl Set {
         let up_to_date = observed.is_some() && observed >= set["metadata"]["generation"].as_i64();
         Some(Set { update_revision: update_revision.to_owned(), up_to_date })
     }
+}
+
+/// How many pods a StatefulSet is told to run.
+pub fn size(set: &Value) -> Option<usize> {
+    usize::try_from(set["spec"]["replicas"].as_u64()?).ok()
 }
 
 /// The uid of the StatefulSet, if the resource with uid `resource` controls it.
@@ -179,6 +192,7 @@ impl Pod {
             lasting: lasting(pod, now),
             was_ready: was_ready(pod),
             stuck: pod.status.as_ref().and_then(stuck),
+            stranded: None,
             replica: None,
         }
     }
@@ -271,6 +285,11 @@ impl World {
             .unwrap_or_else(|| Members { configuration: genesis.configuration(), settled: false })
     }
 
+    /// Whether a replica of the service of `genesis` says who its members are.
+    pub fn members_are_known(&self, genesis: &Genesis) -> bool {
+        self.replicas().any(|(_, replica)| replica.service == Some(genesis.service) && replica.members.is_some())
+    }
+
     /// Whether the replica of this ordinal is a ready voter of the service of `genesis`.
     pub fn is_ready(&self, ordinal: usize, genesis: &Genesis) -> bool {
         self.replica(ordinal).is_some_and(|replica| {
@@ -283,6 +302,17 @@ impl World {
     /// How many replicas are ready voters of the service of `genesis`.
     pub fn ready(&self, genesis: &Genesis) -> usize {
         self.pods.keys().filter(|ordinal| self.is_ready(**ordinal, genesis)).count()
+    }
+
+    /// Whether every voter but the one in this pod is ready.
+    pub fn others_are_ready(&self, genesis: &Genesis, ordinal: usize) -> bool {
+        let ready = self.pods.keys().filter(|other| **other != ordinal && self.is_ready(**other, genesis)).count();
+        ready + 1 >= self.members(genesis).configuration.voters().len()
+    }
+
+    /// Whether every voter is ready.
+    pub fn all_are_ready(&self, genesis: &Genesis) -> bool {
+        self.ready(genesis) == self.members(genesis).configuration.voters().len()
     }
 
     /// The ordinal of the replica that leads in the highest view.

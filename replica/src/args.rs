@@ -29,7 +29,8 @@ pub struct Args {
     #[arg(long, env = "LOCKSTEP_METRICS_LISTEN", value_name = "ADDRESS", default_value_t = any(limits::METRICS_PORT))]
     pub metrics_listen: SocketAddr,
 
-    /// Peer addresses of members, this one's too if it is among them, in any order. Others are learnt from those who call
+    /// Where members are reached, this one too if it is among them, in any order. A name is looked up again and again, and every
+    /// address that it resolves to is dialled. Others are learnt from those who call
     #[arg(long, env = "LOCKSTEP_PEERS", value_name = "HOST:PORT,...", value_delimiter = ',')]
     pub peers: Vec<String>,
 

@@ -67,13 +67,21 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch, delete]
+{{- if not .Values.watchNamespace }}
+# By name only, and only of pods that do not answer. Nodes belong to no namespace: an operator for one namespace goes by what the
+# pods themselves say.
+- apiGroups: [""]
+  resources: [nodes]
+  verbs: [get]
+{{- end }}
 - apiGroups: [""]
   resources: [pods/eviction]
   verbs: [create]
-# To see whether they are being deleted, and to grow them. Never deleted.
+# To see whether they are being deleted, and to grow them. Deleted are those of replicas that were removed from their service,
+# and, where spec.storage.replaceAfter is set, those whose node is gone.
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
-  verbs: [get, list, patch]
+  verbs: [get, list, patch, delete]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]

@@ -468,8 +468,11 @@ fn folder_of_another_shape_is_refused() {
         Command::new(env!("CARGO_BIN_EXE_lockstep")).arg("dev").arg(&five).current_dir(dir.path()).output().unwrap();
     assert_eq!(done.status.code(), Some(1));
     let text = String::from_utf8(done.stderr).unwrap();
-    assert!(text.starts_with("lockstep: .lockstep/kv holds another service: spec.replicas: "), "{text}");
-    assert!(text.ends_with("to start a new service, remove .lockstep/kv\n"), "{text}");
+    assert_eq!(
+        text,
+        "lockstep: .lockstep/kv holds 3 replicas, and this resource asks for 5: `lockstep dev` does not change their number; \
+         set spec.replicas back to 3, choose another folder with --data-dir, or to start a new service, remove .lockstep/kv\n"
+    );
 }
 
 #[test]

@@ -32,12 +32,6 @@ pub const REPLICAS_ODD: Rule = (
     "self in [1, 3, 5, 7]",
     "replicas must be 1, 3, 5 or 7: an even number survives no more failures than the odd number below it",
 );
-/// On `spec.replicas`.
-pub const REPLICAS_FIXED: Rule = (
-    "self == oldSelf",
-    "replicas cannot change yet: membership changes come with a later release; create a new service with the number \
-     that you need",
-);
 /// On `spec.faultModel`.
 pub const FAULT_MODEL_FIXED: Rule =
     ("self == oldSelf", "faultModel cannot change: it is part of the genesis; create a new service");
@@ -80,6 +74,11 @@ pub const EVERY_BYTES_FIXED: Rule = (
 pub const RETAIN_LOG_BYTES_QUANTITY: Rule = (
     "isQuantity(self) && !quantity(self).isLessThan(quantity('0')) && !quantity(self).isGreaterThan(quantity('1Pi'))",
     "retainLogBytes must be a quantity from 0 to 1Pi; 256Mi is usual",
+);
+/// On `spec.storage.replaceAfter`.
+pub const REPLACE_AFTER: Rule = (
+    "self.matches('^[1-9][0-9]{0,5}[smh]$')",
+    "replaceAfter is a whole number of seconds, minutes or hours, such as 90s, 10m or 2h; leave it out for never",
 );
 /// On `spec.serviceId`.
 pub const SERVICE_ID: Rule = (

@@ -42,7 +42,13 @@ use crate::status::ReplicatedServiceStatus;
         name = "Replicas",
         type_ = "integer",
         json_path = ".spec.replicas",
-        description = "How many replicas vote"
+        description = "How many replicas shall vote"
+    ),
+    printcolumn(
+        name = "Voters",
+        type_ = "integer",
+        json_path = ".status.voters",
+        description = "How many replicas vote now"
     ),
     printcolumn(
         name = "Leader",
@@ -70,8 +76,9 @@ use crate::status::ReplicatedServiceStatus;
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ReplicatedServiceSpec {
-    /// How many replicas vote: 1, 3, 5 or 7. Of n = 2f+1 replicas f may fail. Cannot change yet.
-    #[x_kube(validation = rules::REPLICAS_ODD, validation = rules::REPLICAS_FIXED)]
+    /// How many replicas vote: 1, 3, 5 or 7. Of n = 2f+1 replicas f may fail. May change, also by kubectl scale: replicas come
+    /// and go one by one. One that is scaled away goes with its volume claim, since it could never return.
+    #[x_kube(validation = rules::REPLICAS_ODD)]
     pub replicas: i32,
 
     /// Which failures the service survives. Crash: f of 2f+1 replicas may stop; none lies. Cannot change.
@@ -155,6 +162,14 @@ pub struct Storage {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub storage_class_name: Option<String>,
+
+    /// After which time, such as 10m, a replica whose node is gone or not ready is given up, with its volume: its volume claim and
+    /// its pod are deleted, the pod by force, and a new replica comes in its place, while the others are a quorum. Set it if
+    /// volumes are local to their nodes. Never if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 8))]
+    #[x_kube(validation = rules::REPLACE_AFTER)]
+    pub replace_after: Option<String>,
 
     /// What becomes of the volumes when this resource is deleted. Keep: they stay, and a new resource of the same name may
     /// adopt them by their service id. Delete: they go with it, for good.

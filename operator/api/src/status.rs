@@ -21,6 +21,10 @@ pub struct ReplicatedServiceStatus {
     #[serde(default)]
     pub ready_replicas: i32,
 
+    /// How many replicas vote; on the way to another number of replicas not as many as asked for.
+    #[serde(default)]
+    pub voters: i32,
+
     /// Selects the pods, for the scale subresource.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,
@@ -86,7 +90,7 @@ pub struct Operation {
     /// What it acts on, such as a pod, or a member by its slot and identity.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
-    /// The identity of the replica that comes in the place of a lost one.
+    /// The identity of the replica that comes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub newcomer: Option<String>,
     /// The pod that it comes in.
@@ -95,7 +99,7 @@ pub struct Operation {
     /// The step that is next.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step: Option<OperationStep>,
-    /// When the replacement began.
+    /// When it began.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<Time>,
     /// What it waits for.
@@ -103,7 +107,7 @@ pub struct Operation {
     pub waiting_for: Option<String>,
 }
 
-/// The steps of replacing a member.
+/// The steps of changing the members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum OperationStep {
     /// The new replica gets a slot, without a vote.
@@ -114,7 +118,9 @@ pub enum OperationStep {
     CatchUp,
     /// It gets a vote.
     Promote,
-    /// The lost member goes.
+    /// The member that goes leads, and lets another one.
+    HandOver,
+    /// It is no member any more.
     Remove,
 }
 
@@ -127,6 +133,10 @@ pub enum OperationKind {
     Roll,
     /// Replacing a member whose volume is lost by a fresh replica.
     ReplaceMember,
+    /// More replicas come to vote, one by one.
+    ScaleUp,
+    /// Replicas go, one by one, and their pods and volumes after them.
+    ScaleDown,
     /// Growing the volumes.
     GrowVolumes,
     /// Waiting for replicas to come back, without any act of the operator.

@@ -223,6 +223,18 @@ mod tests {
     }
 
     #[test]
+    fn service_with_bad_time_to_replace_is_refused() {
+        let after = |text: &str| yaml(&[("size: 1Gi", &format!("size: 1Gi\n    replaceAfter: '{text}'"))]);
+        for text in ["", "10", "0s", "-1m", "1.5h", "10 m", "1d"] {
+            let refused = parse(&after(text)).expect_err("a refusal");
+            assert_eq!(refused, [format!("spec.storage.replaceAfter: {}", rules::REPLACE_AFTER.1)], "{text}");
+        }
+        for text in ["90s", "10m", "2h"] {
+            parse(&after(text)).expect("a time");
+        }
+    }
+
+    #[test]
     fn service_with_bad_service_id_is_refused() {
         let changed = [("spec:", "spec:\n  serviceId: abc")];
         assert_eq!(refusals(&changed), [format!("spec.serviceId: {}", rules::SERVICE_ID.1)]);
@@ -273,7 +285,7 @@ mod tests {
             let new: ReplicatedService = serde_saphyr::from_str(&yaml(changes)).expect("YAML");
             validate_update(&new, &old).expect_err("a refusal")
         };
-        assert_eq!(update(&[("replicas: 3", "replicas: 5")]), [format!("spec.replicas: {}", rules::REPLICAS_FIXED.1)]);
+        assert_eq!(update(&[("replicas: 3", "replicas: 4")]), [format!("spec.replicas: {}", rules::REPLICAS_ODD.1)]);
         assert_eq!(update(&[("1Gi", "512Mi")]), [format!("spec.storage.size: {}", rules::SIZE_GROWS.1)]);
         assert_eq!(
             update(&[("size: 1Gi", "size: 1Gi\n    storageClassName: fast")]),
@@ -294,6 +306,10 @@ mod tests {
         let snapshots = "spec:\n  snapshots: {everyBytes: 65536Ki, retainLogBytes: 1Gi}";
         let new = parse(&yaml(&[("spec:", snapshots)])).expect("valid");
         validate_update(&new, &old).expect("a change that may be");
+        for number in ["1", "5", "7"] {
+            let new = parse(&yaml(&[("replicas: 3", &format!("replicas: {number}"))])).expect("valid");
+            validate_update(&new, &old).expect("a change that may be");
+        }
     }
 
     #[test]

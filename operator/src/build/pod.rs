@@ -30,7 +30,8 @@ const USER: i64 = 65532;
 const DATA: &str = "/data";
 const ADMIN: &str = "/etc/lockstep/admin";
 
-/// The template of all replicas. Nothing in it depends on the ordinal: identity comes with the data directory.
+/// The template of all replicas. Nothing in it depends on the ordinal, for identity comes with the data directory, nor on the
+/// number of replicas, so that no pod is replaced when that changes.
 pub fn template(service: &Service) -> PodTemplateSpec {
     let PodOptions {
         resources,
@@ -132,8 +133,6 @@ fn container(service: &Service, resources: ResourceRequirements) -> Container {
 fn arguments(service: &Service) -> Vec<String> {
     // Without the cluster's domain: the resolver's search list completes it, whatever it is called.
     let domain = format!("{}.{}.svc", service.peers_name(), service.namespace);
-    let peers: Vec<String> =
-        (0..service.replicas).map(|ordinal| format!("{}.{domain}:{PEER_PORT}", service.pod_name(ordinal))).collect();
     [
         ("--data-dir", DATA.to_owned()),
         ("--client-listen", format!("0.0.0.0:{CLIENT_PORT}")),
@@ -141,7 +140,8 @@ fn arguments(service: &Service) -> Vec<String> {
         ("--metrics-listen", format!("0.0.0.0:{METRICS_PORT}")),
         ("--advertise-client", format!("$(POD_NAME).{domain}:{CLIENT_PORT}")),
         ("--advertise-peer", format!("$(POD_NAME).{domain}:{PEER_PORT}")),
-        ("--peers", peers.join(",")),
+        // One name for all pods, however many there are.
+        ("--peers", format!("{domain}:{PEER_PORT}")),
         ("--admin-token-file", format!("{ADMIN}/{TOKEN_KEY}")),
         ("--retain-bytes", service.retain_bytes.to_string()),
         ("--log-level", service.log_level.clone()),
@@ -242,7 +242,7 @@ mod tests {
     #[test]
     fn replica_is_told_where_all_peers_are() {
         let arguments = arguments(&example());
-        let peers = "--peers=kv-0.kv-peers.apps.svc:7401,kv-1.kv-peers.apps.svc:7401,kv-2.kv-peers.apps.svc:7401";
+        let peers = "--peers=kv-peers.apps.svc:7401";
         assert!(arguments.contains(&peers.to_owned()), "{arguments:?}");
         let advertised = "--advertise-client=$(POD_NAME).kv-peers.apps.svc:7400";
         assert!(arguments.contains(&advertised.to_owned()), "{arguments:?}");

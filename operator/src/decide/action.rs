@@ -2,9 +2,10 @@
 
 use lockstep_types::{Change, Genesis, ReplicaId, ServiceId, Slot};
 
-use super::members::Replacement;
+use super::members::{MemberChange, Purpose};
 use super::names;
 use crate::validate::Service;
+use crate::world::Strand;
 
 /// One step that changes something.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +28,7 @@ pub enum Action {
         /// Pods by ordinal.
         targets: Vec<usize>,
     },
-    /// Have the leader hand over, so that its pod can go.
+    /// Have the leader hand over, so that it can go.
     HandOver {
         /// Who leads.
         leader: usize,
@@ -35,6 +36,8 @@ pub enum Action {
         to: usize,
         /// Its identity.
         target: ReplicaId,
+        /// The change of members that it is a step of; none if its pod is replaced.
+        told: Option<MemberChange>,
     },
     /// Have the leader change the members.
     ChangeMembers {
@@ -43,7 +46,7 @@ pub enum Action {
         /// The change.
         change: Change,
         /// What it is a step of.
-        replacement: Replacement,
+        told: MemberChange,
     },
     /// Tell a newcomer which service it belongs to, and its slot.
     Join {
@@ -54,7 +57,7 @@ pub enum Action {
         /// The recorded genesis.
         genesis: Genesis,
         /// What it is a step of.
-        replacement: Replacement,
+        told: MemberChange,
     },
     /// Take a pod away, so that the StatefulSet makes it anew.
     ReplacePod {
@@ -66,6 +69,22 @@ pub enum Action {
         by: Removal,
         /// Why now.
         why: &'static str,
+    },
+    /// Delete a claim and the pod on it, so that the StatefulSet makes both anew.
+    ReplaceVolume {
+        /// Their ordinal.
+        ordinal: usize,
+        /// The very pod that was judged.
+        pod: String,
+        /// The very claim, if there is one.
+        claim: Option<String>,
+        /// Why.
+        why: Useless,
+    },
+    /// Delete claims of replicas that were removed.
+    DeleteClaims {
+        /// Their ordinals and the very claims that were judged.
+        claims: Vec<(usize, String)>,
     },
     /// Note on claims which service is on their volumes.
     MarkVolumes {
@@ -90,6 +109,15 @@ pub enum Removal {
     Deletion,
 }
 
+/// Why a volume is of no use any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Useless {
+    /// Its replica was removed from the service, and never returns.
+    Removed,
+    /// It is where nothing runs any more.
+    Stranded(Strand),
+}
+
 impl Action {
     /// The reason in events and conditions.
     pub fn reason(&self) -> &'static str {
@@ -105,6 +133,8 @@ impl Action {
             Action::ChangeMembers { change: Change::Remove { .. }, .. } => "MemberRemoved",
             Action::Join { .. } => "StandbyJoined",
             Action::ReplacePod { .. } => "PodReplaced",
+            Action::ReplaceVolume { .. } => "VolumeReplaced",
+            Action::DeleteClaims { .. } => "VolumesDeleted",
             Action::MarkVolumes { .. } => "VolumesMarked",
             Action::GrowVolumes { .. } => "VolumesGrown",
         }
@@ -117,12 +147,17 @@ impl Action {
             Action::RecordGenesis { .. } | Action::SendGenesis { .. } => {
                 ("Bootstrapping", "bringing the genesis to all replicas".to_owned())
             }
-            Action::HandOver { leader: ordinal, .. } | Action::ReplacePod { ordinal, .. } => {
+            Action::HandOver { leader: ordinal, told: None, .. } | Action::ReplacePod { ordinal, .. } => {
                 ("Rolling", format!("replacing pods one by one; {} is next", service.pod_name(*ordinal)))
             }
-            Action::ChangeMembers { replacement, .. } | Action::Join { replacement, .. } => {
-                ("ReplacingMember", replacement.describe(service))
-            }
+            Action::HandOver { told: Some(told), .. }
+            | Action::ChangeMembers { told, .. }
+            | Action::Join { told, .. } => (told.reason(), told.describe(service)),
+            Action::ReplaceVolume { ordinal, why, .. } => (
+                "ReplacingMember",
+                format!("replacing the volume of {}: {}", service.pod_name(*ordinal), why.describe()),
+            ),
+            Action::DeleteClaims { .. } => ("ScalingDown", "deleting the volume claims of removed replicas".to_owned()),
             Action::MarkVolumes { .. } => ("Bootstrapping", "noting the service on its volume claims".to_owned()),
             Action::GrowVolumes { .. } => ("GrowingVolumes", format!("growing the volumes to {}", service.size)),
         }
@@ -131,8 +166,11 @@ impl Action {
     /// Whether it is a step of planned work on pods that are well, of which the operator does only some at a time.
     pub fn takes_turn(&self) -> bool {
         match self {
-            Action::HandOver { .. } | Action::ReplacePod { by: Removal::Eviction, .. } => true,
-            Action::ReplacePod { by: Removal::Deletion, .. }
+            Action::HandOver { told: None, .. } | Action::ReplacePod { by: Removal::Eviction, .. } => true,
+            Action::HandOver { told: Some(_), .. }
+            | Action::ReplacePod { by: Removal::Deletion, .. }
+            | Action::ReplaceVolume { .. }
+            | Action::DeleteClaims { .. }
             | Action::CreateToken
             | Action::Apply(_)
             | Action::RecordGenesis { .. }
@@ -149,9 +187,11 @@ impl Action {
         match self {
             Action::HandOver { leader: ordinal, .. }
             | Action::ReplacePod { ordinal, .. }
+            | Action::ReplaceVolume { ordinal, .. }
             | Action::Join { ordinal, .. } => Some(*ordinal),
-            Action::ChangeMembers { replacement, .. } => replacement.newcomer.and_then(|(_, ordinal)| ordinal),
-            Action::CreateToken
+            Action::ChangeMembers { told, .. } => told.newcomer.and_then(|(_, ordinal)| ordinal),
+            Action::DeleteClaims { .. }
+            | Action::CreateToken
             | Action::Apply(_)
             | Action::RecordGenesis { .. }
             | Action::SendGenesis { .. }
@@ -177,20 +217,21 @@ impl Action {
             Action::SendGenesis { targets, .. } => {
                 format!("sent the genesis to {}", names(targets.iter().map(|ordinal| service.pod_name(*ordinal))))
             }
-            Action::HandOver { leader, to, .. } => {
-                format!("had {} hand over to {}, to replace its pod", service.pod_name(*leader), service.pod_name(*to))
+            Action::HandOver { leader, to, told, .. } => {
+                let aim = if told.is_some() { "which is scaled away" } else { "to replace its pod" };
+                format!("had {} hand over to {}, {aim}", service.pod_name(*leader), service.pod_name(*to))
             }
-            Action::ChangeMembers { change: Change::AddStandby { replica }, replacement, .. } => {
-                let pod =
-                    replacement.newcomer.and_then(|(_, ordinal)| ordinal).map(|ordinal| service.pod_name(ordinal));
+            Action::ChangeMembers { change: Change::AddStandby { replica }, told, .. } => {
+                let pod = told.newcomer.and_then(|(_, ordinal)| ordinal).map(|ordinal| service.pod_name(ordinal));
                 format!("added replica {replica} in {} as a standby", pod.unwrap_or_default())
             }
             Action::ChangeMembers { change: Change::Promote { slot }, .. } => {
                 format!("promoted the standby in {slot}: it votes")
             }
-            Action::ChangeMembers { change: Change::Remove { slot }, .. } => {
-                format!("removed the lost member in {slot}")
-            }
+            Action::ChangeMembers { change: Change::Remove { slot }, told, .. } => match told.purpose {
+                Purpose::Replace => format!("removed the lost member in {slot}"),
+                Purpose::ScaleUp | Purpose::ScaleDown => format!("removed {slot}, which is scaled away"),
+            },
             Action::Join { ordinal, slot, .. } => {
                 format!("let the replica in {} join in {slot}", service.pod_name(*ordinal))
             }
@@ -201,6 +242,14 @@ impl Action {
                 };
                 format!("{did} pod {}: {why}", service.pod_name(*ordinal))
             }
+            Action::ReplaceVolume { ordinal, claim, why, .. } => {
+                let claim = claim.as_ref().map(|_| format!("volume claim {} and ", service.claim_name(*ordinal)));
+                format!("deleted {}pod {}: {}", claim.unwrap_or_default(), service.pod_name(*ordinal), why.describe())
+            }
+            Action::DeleteClaims { claims } => format!(
+                "deleted {}, whose replicas were removed",
+                names(claims.iter().map(|(ordinal, _)| service.claim_name(*ordinal)))
+            ),
             Action::MarkVolumes { service: id, claims } => {
                 format!("noted service {id} on {}", names(claims.iter().map(|ordinal| service.claim_name(*ordinal))))
             }
@@ -209,6 +258,24 @@ impl Action {
                 service.size,
                 names(claims.iter().map(|ordinal| service.claim_name(*ordinal)))
             ),
+        }
+    }
+}
+
+impl Useless {
+    /// Whether the pod is deleted without waiting for its node, which would never say that it has stopped.
+    pub fn force(&self) -> bool {
+        match self {
+            Useless::Removed => false,
+            Useless::Stranded(strand) => strand.is_bound(),
+        }
+    }
+
+    /// Why, in words.
+    fn describe(&self) -> String {
+        match self {
+            Useless::Removed => "its replica was removed from the service, and never returns".to_owned(),
+            Useless::Stranded(strand) => strand.to_string(),
         }
     }
 }

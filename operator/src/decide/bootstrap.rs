@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lockstep_types::{Genesis, ReplicaId, ServiceId};
 
-use super::{Action, Decision, OUTDATED, Refusal, Wait, delete, duplicates, dying, why_not_ready};
+use super::volumes::dying;
+use super::{Action, Decision, OUTDATED, Refusal, Wait, delete, duplicates, not_ready};
 use crate::validate::Service;
 use crate::world::{Replica, World};
 
@@ -30,17 +31,15 @@ pub fn bootstrap(service: &Service, world: &World, fresh: ServiceId) -> Decision
             found: kept.iter().filter_map(|(ordinal, replica)| Some((*ordinal, replica.service?))).collect(),
         });
     }
-    let silent: Vec<_> = (0..service.replicas)
-        .filter(|ordinal| world.replica(*ordinal).is_none())
-        .map(|ordinal| (ordinal, why_not_ready(world, ordinal)))
-        .collect();
+    let silent = not_ready(service, world, |ordinal| world.replica(ordinal).is_some());
     if !silent.is_empty() {
         return Decision::Wait(Wait::Starting(silent));
     }
     match service.adopt {
         Some(wanted) => adopt(service, &kept, wanted),
         None => {
-            let voters = world.replicas().take(service.replicas).map(|(_, replica)| replica.id).collect();
+            let first = world.replicas().filter(|(ordinal, _)| *ordinal < service.replicas);
+            let voters = first.map(|(_, replica)| replica.id).collect();
             Decision::Act(Action::RecordGenesis {
                 genesis: Genesis {
                     service: fresh,
@@ -78,8 +77,7 @@ fn adopt(service: &Service, kept: &BTreeMap<usize, &Replica>, wanted: ServiceId)
     let members = known.map_or_else(|| genesis.configuration(), |members| members.configuration.clone());
     let votes = |id: ReplicaId| members.voters().values().any(|voter| *voter == id);
     let present = kept.values().filter(|replica| votes(replica.id)).count();
-    if genesis.voters.len() != service.replicas
-        || genesis.fault_model != service.fault_model
+    if genesis.fault_model != service.fault_model
         || genesis.machine != service.machine
         || genesis.snapshot_bytes != service.snapshot_bytes
     {

@@ -1,29 +1,47 @@
-//! A member whose disk is lost, replaced by the fresh replica that came up in its pod (PROTOCOL §5, S3): a standby first, a
-//! voter once it has caught up, and only then the lost one is removed.
+//! Members that come and go, one at a time (PROTOCOL §5, S3): a fresh replica takes the place of one whose disk is lost, and
+//! there are as many voters as the resource asks for. Who comes is a standby first, and a voter once it has caught up; who is
+//! lost goes only when another one votes in its place, and who is scaled away goes first of all and its pod after.
 //!
 //! The step is read off the membership that the log knows and off the pods, never remembered: whichever operator looks next goes
-//! on where the last one stopped. One change at a time, each only after the one before has settled and while a quorum is ready.
+//! on where the last one stopped, with the number that is wanted then. One change at a time, each only after the one before has
+//! settled and while a quorum is ready.
 
 use std::fmt;
 
-use lockstep_types::{Change, Genesis, ReplicaId, Slot};
+use lockstep_types::{Change, Genesis, ReplicaId};
 
+use super::census::{self, Census, Member, is_gone, pending, place};
 use super::{Action, Decision, Refusal, Wait};
 use crate::validate::Service;
 use crate::world::World;
 
-/// A replacement under way.
+/// A change of the members under way.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Replacement {
+pub struct MemberChange {
+    /// What it is for.
+    pub purpose: Purpose,
     /// The next step.
     pub step: Step,
-    /// The member that is lost, while it is one.
-    pub target: Option<(Slot, ReplicaId)>,
-    /// The replica that comes in its place, and its pod while that answers.
+    /// Who goes: one that is lost, or one that is scaled away.
+    pub target: Option<Member>,
+    /// The replica that comes, and its pod while that answers.
     pub newcomer: Option<(ReplicaId, Option<usize>)>,
+    /// How many vote now.
+    pub voters: usize,
 }
 
-/// The steps of a replacement, in their order.
+/// What members change for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// One whose disk is lost is replaced.
+    Replace,
+    /// There shall be more.
+    ScaleUp,
+    /// There shall be fewer.
+    ScaleDown,
+}
+
+/// The steps, in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// The newcomer gets a slot.
@@ -34,7 +52,9 @@ pub enum Step {
     CatchUp,
     /// It votes.
     Promote,
-    /// The lost member goes.
+    /// Who goes leads, and lets another one.
+    HandOver,
+    /// Who goes is no member any more.
     Remove,
 }
 
@@ -47,147 +67,243 @@ pub enum Pending {
     Leader,
     /// Too few voters are ready.
     Quorum,
+    /// The number of voters is changed only while all that stay are ready.
+    Voters,
     /// The last change has not settled.
     Settled,
     /// The newcomer has not caught up, or does not answer.
     Newcomer,
 }
 
-/// The next step of a replacement; none if no member is to be replaced.
-pub fn replace(service: &Service, genesis: &Genesis, world: &World) -> Option<Decision> {
-    let configuration = world.members(genesis).configuration;
-    let lost = |(slot, id): (&Slot, &ReplicaId)| gone(service, world, *id).then_some((*slot, *id));
-    let lost: Vec<(Slot, ReplicaId)> = configuration.voters().iter().filter_map(lost).collect();
-    let target = lost.first().copied();
-    let living = configuration.voters().len() - lost.len();
-    let standby = configuration.standbys().iter().next().map(|(slot, id)| (*slot, *id));
-    let newcomers = newcomers(genesis, world);
-    if (standby.is_some() || !newcomers.is_empty()) && living < configuration.quorum() {
-        let pods = world.replicas().filter(|(_, replica)| !configuration.voters().values().any(|id| *id == replica.id));
-        return Some(Decision::Refuse(Refusal::ReplicaLost { pods: pods.map(|(ordinal, _)| ordinal).collect() }));
+/// The next step of a change of members; none if nobody has to come or go, or who shall come is not there yet.
+pub fn next(service: &Service, genesis: &Genesis, world: &World) -> Option<Decision> {
+    let census = Census::take(service, genesis, world);
+    let standby = census.configuration.standbys().iter().next().map(|(slot, id)| (*slot, *id));
+    // Only those who do not answer may know who belongs to it now.
+    let known = world.members_are_known(genesis) || census::all_answer(service, world);
+    if known && census.living() < census.configuration.quorum() {
+        let voters = census.configuration.voters();
+        let empty = world.replicas().filter(|(_, replica)| !voters.values().any(|id| *id == replica.id));
+        return Some(Decision::Refuse(Refusal::ReplicaLost { pods: empty.map(|(ordinal, _)| ordinal).collect() }));
     }
-    // More voters than asked for are a replacement that has not ended: it does before the next one begins.
-    let wanted = living < service.replicas && configuration.voters().len() <= service.replicas;
-    let Some((slot, id)) = standby else {
-        let newcomer = newcomers.first().copied();
-        return match (target, newcomer) {
-            (Some((slot, _)), _) if !wanted => {
-                let newcomer = configuration.voters().last_key_value().map(|(_, id)| (*id, world.pod_of(*id)));
-                let replacement = Replacement { step: Step::Remove, target, newcomer };
-                Some(change(genesis, world, Change::Remove { slot }, replacement))
-            }
-            (_, Some((ordinal, replica))) => {
-                let newcomer = Some((replica, Some(ordinal)));
-                let replacement = Replacement { step: Step::AddStandby, target, newcomer };
-                Some(if wanted {
-                    change(genesis, world, Change::AddStandby { replica }, replacement)
-                } else {
-                    Decision::Wait(Wait::Replacing(replacement, Pending::Answers))
-                })
-            }
-            (Some(_) | None, None) => None,
+    let changing = Changing { service, genesis, world, census: &census };
+    if let Some(standby) = standby
+        && let Some(decision) = changing.unwanted(standby)
+    {
+        return Some(decision);
+    }
+    if let Some(decision) = changing.removal() {
+        return Some(decision);
+    }
+    match standby {
+        Some(standby) => Some(changing.standby(standby)),
+        None => changing.addition(),
+    }
+}
+
+/// What the steps are chosen by.
+struct Changing<'a> {
+    service: &'a Service,
+    genesis: &'a Genesis,
+    world: &'a World,
+    census: &'a Census,
+}
+
+impl Changing<'_> {
+    /// Whether one more voter shall come.
+    fn is_short(&self) -> bool {
+        self.census.stay < self.service.replicas && self.census.voters() <= self.service.replicas
+    }
+
+    /// What a newcomer comes for.
+    fn purpose(&self) -> Purpose {
+        if !self.census.lost.is_empty()
+            || (self.census.voters() == self.service.replicas && self.census.surplus.is_empty())
+        {
+            Purpose::Replace
+        } else if self.census.voters() < self.service.replicas {
+            Purpose::ScaleUp
+        } else {
+            Purpose::ScaleDown
+        }
+    }
+
+    /// A standby that is of no use: its disk is lost as well, or its pod shall go.
+    fn unwanted(&self, (slot, id): Member) -> Option<Decision> {
+        let beyond = place(self.service, self.world, id).is_some_and(|ordinal| ordinal >= self.service.replicas);
+        let purpose = if beyond { Purpose::ScaleDown } else { self.purpose() };
+        (beyond || is_gone(self.service, self.world, id))
+            .then(|| self.change(Change::Remove { slot }, self.told(purpose, Step::Remove, Some((slot, id)), None)))
+    }
+
+    /// A voter that goes: a lost one as soon as another one votes in its place, or there are too many anyway; then the one in
+    /// the highest pod of those that shall go.
+    fn removal(&self) -> Option<Decision> {
+        let Census { lost, surplus, .. } = self.census;
+        let (voters, crowded) = (self.census.voters(), self.census.voters() > self.service.replicas);
+        // An even number survives no more failures than the odd one below: the last one that came took the lost one's place.
+        if let Some(target) = lost.first()
+            && (crowded || voters.is_multiple_of(2))
+        {
+            let newcomer = self.census.configuration.voters().last_key_value();
+            let newcomer = newcomer.map(|(_, id)| (*id, self.world.pod_of(*id)));
+            let told = self.told(Purpose::Replace, Step::Remove, Some(*target), newcomer);
+            return Some(self.change(Change::Remove { slot: target.0 }, told));
+        }
+        if !crowded {
+            return None;
+        }
+        let Some(((slot, id), ordinal)) = surplus.first().copied() else {
+            let told = self.told(Purpose::ScaleDown, Step::Remove, None, None);
+            return Some(Decision::Wait(Wait::Members(told, Pending::Answers)));
         };
-    };
-    let pod = world.pod_of(id);
-    let replacement = |step| Replacement { step, target, newcomer: Some((id, pod)) };
-    let wait = |step, pending| Some(Decision::Wait(Wait::Replacing(replacement(step), pending)));
-    let Some((ordinal, replica)) = pod.and_then(|ordinal| Some((ordinal, world.replica(ordinal)?))) else {
-        if !gone(service, world, id) {
+        let told = |step| self.told(Purpose::ScaleDown, step, Some((slot, id)), None);
+        if self.world.leader(self.genesis) != Some(ordinal) {
+            return Some(self.change(Change::Remove { slot }, told(Step::Remove)));
+        }
+        let told = told(Step::HandOver);
+        if let Some(pending) = self.pending(&Change::Remove { slot }, Purpose::ScaleDown) {
+            return Some(Decision::Wait(Wait::Members(told, pending)));
+        }
+        let stays = |(other, _): &(usize, &crate::world::Replica)| {
+            *other < self.service.replicas && self.world.is_ready(*other, self.genesis)
+        };
+        Some(match self.world.replicas().find(stays) {
+            Some((to, replica)) => {
+                let target = replica.id;
+                Decision::Act(Action::HandOver { leader: ordinal, to, target, told: Some(told) })
+            }
+            None => Decision::Wait(Wait::Members(told, Pending::Quorum)),
+        })
+    }
+
+    /// The standby's way to a vote.
+    fn standby(&self, (slot, id): Member) -> Decision {
+        let purpose = self.purpose();
+        let pod = self.world.pod_of(id);
+        let target = self.census.lost.first().copied();
+        let told = |step| self.told(purpose, step, target, Some((id, pod)));
+        let wait = |step, pending| Decision::Wait(Wait::Members(told(step), pending));
+        let Some((ordinal, replica)) = pod.and_then(|ordinal| Some((ordinal, self.world.replica(ordinal)?))) else {
+            return wait(Step::CatchUp, Pending::Newcomer);
+        };
+        if replica.service.is_none() {
+            if let Some(pending) = pending(self.genesis, self.world) {
+                return wait(Step::Join, pending);
+            }
+            return Decision::Act(Action::Join {
+                ordinal,
+                slot,
+                genesis: self.genesis.clone(),
+                told: told(Step::Join),
+            });
+        }
+        if !replica.caught_up {
             return wait(Step::CatchUp, Pending::Newcomer);
         }
-        // Its disk is lost as well: what is in its pod now comes in its place.
-        let replacement = Replacement { step: Step::Remove, target: Some((slot, id)), newcomer: None };
-        return Some(change(genesis, world, Change::Remove { slot }, replacement));
-    };
-    if replica.service.is_none() {
-        if let Some(pending) = pending(genesis, world) {
-            return wait(Step::Join, pending);
+        if !self.is_short() {
+            return wait(Step::Promote, Pending::Answers);
         }
-        let (genesis, replacement) = (genesis.clone(), replacement(Step::Join));
-        return Some(Decision::Act(Action::Join { ordinal, slot, genesis, replacement }));
+        self.change(Change::Promote { slot }, told(Step::Promote))
     }
-    if !replica.caught_up {
-        return wait(Step::CatchUp, Pending::Newcomer);
+
+    /// A newcomer that becomes a standby.
+    fn addition(&self) -> Option<Decision> {
+        let (ordinal, replica) = self.census.newcomers.first().copied()?;
+        let target = self.census.lost.first().copied();
+        let told = self.told(self.purpose(), Step::AddStandby, target, Some((replica, Some(ordinal))));
+        Some(if self.is_short() {
+            self.change(Change::AddStandby { replica }, told)
+        } else {
+            Decision::Wait(Wait::Members(told, Pending::Answers))
+        })
     }
-    if !wanted {
-        return wait(Step::Promote, Pending::Answers);
+
+    fn told(
+        &self,
+        purpose: Purpose,
+        step: Step,
+        target: Option<Member>,
+        newcomer: Option<(ReplicaId, Option<usize>)>,
+    ) -> MemberChange {
+        MemberChange { purpose, step, target, newcomer, voters: self.census.voters() }
     }
-    Some(change(genesis, world, Change::Promote { slot }, replacement(Step::Promote)))
+
+    /// A change, if it may be made now.
+    fn change(&self, change: Change, told: MemberChange) -> Decision {
+        match (self.pending(&change, told.purpose), self.world.leader(self.genesis)) {
+            (None, Some(leader)) => Decision::Act(Action::ChangeMembers { leader, change, told }),
+            (Some(pending), _) => Decision::Wait(Wait::Members(told, pending)),
+            (None, None) => Decision::Wait(Wait::Members(told, Pending::Leader)),
+        }
+    }
+
+    /// Why a change may not be made now: what is to be counted after it must be a quorum, and scaling is planned work, which
+    /// does not add to a failure.
+    fn pending(&self, change: &Change, purpose: Purpose) -> Option<Pending> {
+        let configuration = &self.census.configuration;
+        let (voters, ready) = (self.census.voters(), self.world.ready(self.genesis));
+        let enough = |voters: usize, ready: usize| ready >= configuration.fault_model().quorum(voters);
+        let (after, calm) = match change {
+            Change::AddStandby { .. } => (true, ready == voters),
+            // It has caught up, so it counts from then on.
+            Change::Promote { .. } => (enough(voters + 1, ready + 1), ready == voters),
+            Change::Remove { slot } => match configuration.voter(*slot) {
+                None => (true, true),
+                Some(id) => {
+                    let leaves = self.world.pod_of(id).is_some_and(|pod| self.world.is_ready(pod, self.genesis));
+                    let stay = ready - usize::from(leaves);
+                    (enough(voters - 1, stay), stay + 1 == voters)
+                }
+            },
+        };
+        pending(self.genesis, self.world)
+            .or((!after).then_some(Pending::Quorum))
+            .or((!calm && purpose != Purpose::Replace).then_some(Pending::Voters))
+    }
 }
 
-/// A change, if it may be made now.
-fn change(genesis: &Genesis, world: &World, change: Change, replacement: Replacement) -> Decision {
-    let configuration = world.members(genesis).configuration;
-    let ready = world.ready(genesis);
-    let enough = |voters: usize, ready: usize| ready >= configuration.fault_model().quorum(voters);
-    let voters = configuration.voters().len();
-    let after = match change {
-        Change::AddStandby { .. } => true,
-        // It has caught up, so it counts from then on.
-        Change::Promote { .. } => enough(voters + 1, ready + 1),
-        Change::Remove { slot } => configuration.voter(slot).is_none() || enough(voters - 1, ready),
-    };
-    let pending = pending(genesis, world).or((!after).then_some(Pending::Quorum));
-    match (pending, world.leader(genesis)) {
-        (None, Some(leader)) => Decision::Act(Action::ChangeMembers { leader, change, replacement }),
-        (Some(pending), _) => Decision::Wait(Wait::Replacing(replacement, pending)),
-        (None, None) => Decision::Wait(Wait::Replacing(replacement, Pending::Leader)),
+impl MemberChange {
+    /// The reason in conditions.
+    pub fn reason(&self) -> &'static str {
+        match self.purpose {
+            Purpose::Replace => "ReplacingMember",
+            Purpose::ScaleUp => "ScalingUp",
+            Purpose::ScaleDown => "ScalingDown",
+        }
     }
-}
 
-/// Why no step may be taken at all.
-fn pending(genesis: &Genesis, world: &World) -> Option<Pending> {
-    let members = world.members(genesis);
-    let Some(leader) = world.leader(genesis).filter(|leader| world.is_ready(*leader, genesis)) else {
-        return Some(Pending::Leader);
-    };
-    let known = world.replica(leader).and_then(|replica| replica.members.as_ref());
-    let Some(known) = known.filter(|known| known.configuration.epoch() == members.configuration.epoch()) else {
-        return Some(Pending::Leader);
-    };
-    if world.ready(genesis) < members.configuration.quorum() {
-        return Some(Pending::Quorum);
-    }
-    (!known.settled).then_some(Pending::Settled)
-}
-
-/// Replicas with an empty disk that were never members, by ordinal. What is on a claim that is being deleted does not stay.
-fn newcomers(genesis: &Genesis, world: &World) -> Vec<(usize, ReplicaId)> {
-    let configuration = world.members(genesis).configuration;
-    let dying = world.dying();
-    world
-        .replicas()
-        .filter(|(ordinal, replica)| replica.service.is_none() && !dying.contains(ordinal))
-        .map(|(ordinal, replica)| (ordinal, replica.id))
-        .filter(|(_, id)| configuration.slot_of(*id).is_none() && !genesis.voters.contains(id))
-        .collect()
-}
-
-/// Whether no pod runs this member any more: its pod answers as another one, or all pods answer and none is it.
-fn gone(service: &Service, world: &World, id: ReplicaId) -> bool {
-    if world.pod_of(id).is_some() {
-        return false;
-    }
-    let answers = |ordinal: usize| world.replica(ordinal).is_some();
-    let text = id.to_string();
-    let member = service.status.members.iter().find(|member| member.replica_id == text);
-    let pod = member.and_then(|member| member.pod.as_ref());
-    (0..service.replicas).any(|ordinal| pod == Some(&service.pod_name(ordinal)) && answers(ordinal))
-        || (0..service.replicas).all(answers)
-}
-
-impl Replacement {
     /// What is being done, for conditions.
     pub fn describe(&self, service: &Service) -> String {
-        let Replacement { step, target, newcomer } = self;
-        let lost =
-            target.map_or_else(|| "a lost replica".to_owned(), |(slot, id)| format!("lost replica {id} ({slot})"));
-        let place = match newcomer {
-            Some((id, Some(ordinal))) => format!(" by {id} in {}", service.pod_name(*ordinal)),
-            Some((id, None)) => format!(" by {id}"),
-            None => String::new(),
-        };
-        format!("replacing {lost}{place}: {step}")
+        let MemberChange { purpose, step, target, newcomer, voters } = self;
+        let member = |(slot, id): &Member| format!("replica {id} ({slot})");
+        let place = newcomer.map(|(id, pod)| match pod {
+            Some(ordinal) => format!("{id} in {}", service.pod_name(ordinal)),
+            None => id.to_string(),
+        });
+        match purpose {
+            Purpose::Replace => {
+                let lost =
+                    target.as_ref().map_or_else(|| "a lost replica".to_owned(), |it| format!("lost {}", member(it)));
+                let place = place.map(|place| format!(" by {place}")).unwrap_or_default();
+                format!("replacing {lost}{place}: {step}")
+            }
+            Purpose::ScaleUp | Purpose::ScaleDown => {
+                let who = place.map(|place| format!("; replica {place}"));
+                let who =
+                    who.or_else(|| target.as_ref().map(|target| format!("; {}", member(target)))).unwrap_or_default();
+                format!("{}{who}: {step}", progress(*voters, service.replicas))
+            }
+        }
+    }
+}
+
+/// How far scaling is.
+pub fn progress(voters: usize, wanted: usize) -> String {
+    if voters > wanted {
+        format!("scaling down to {wanted}, {voters} replicas vote")
+    } else {
+        format!("scaling to {wanted}, {voters} of {wanted} replicas vote")
     }
 }
 
@@ -198,7 +314,8 @@ impl fmt::Display for Step {
             Step::Join => "let the new one join",
             Step::CatchUp => "let the new one catch up",
             Step::Promote => "promote the new one",
-            Step::Remove => "remove the lost one",
+            Step::HandOver => "have the one that goes hand over",
+            Step::Remove => "remove the one that goes",
         })
     }
 }
@@ -209,6 +326,7 @@ impl fmt::Display for Pending {
             Pending::Answers => "waiting until every pod answers, since one of them may run the member that seems lost",
             Pending::Leader => "waiting until a leader is known and ready",
             Pending::Quorum => "waiting until a quorum of the voters is ready",
+            Pending::Voters => "waiting until all voters that stay are ready",
             Pending::Settled => "waiting until the last change of members has settled",
             Pending::Newcomer => "waiting until it answers and has caught up",
         })

@@ -127,9 +127,10 @@ impl Refusal {
                 let mut ids: Vec<_> = found.iter().map(|(_, id)| *id).collect();
                 ids.sort_unstable();
                 ids.dedup();
+                let more = found.iter().map(|(ordinal, _)| *ordinal).filter(|ordinal| *ordinal >= service.replicas);
                 let discard = format!(
                     "to discard its data, delete this resource, then the claims {}, and create it again",
-                    claims(&mut (0..service.replicas)).join(", ")
+                    claims(&mut (0..service.replicas).chain(more)).join(", ")
                 );
                 match ids.as_slice() {
                     [id] => format!(
@@ -149,10 +150,9 @@ impl Refusal {
                  service, or put the volumes of that service in place"
             ),
             Refusal::AdoptsDifferent { genesis } => format!(
-                "service {} on the volumes has {} replicas, fault model {}, state machine {}, snapshots.everyBytes \
-                 {:?}; delete this resource and create it again with these",
+                "service {} on the volumes has fault model {}, state machine {}, snapshots.everyBytes {:?}; delete this \
+                 resource and create it again with these",
                 genesis.service,
-                genesis.voters.len(),
                 genesis.fault_model,
                 genesis.machine,
                 genesis.snapshot_bytes.to_string()
@@ -183,8 +183,11 @@ impl Refusal {
                 }
             }
             Refusal::ForeignVolume { found } => format!(
-                "this resource is another service than what its volumes hold: {}; put the right volumes in place",
-                holds(found)
+                "this resource is another service than what its volumes hold: {}; put the right volumes in place, or, if \
+                 nobody needs what they hold, delete claim {}, and pod {} if it is there",
+                holds(found),
+                claims(&mut found.iter().map(|(ordinal, _)| *ordinal)).join(", "),
+                found.iter().map(|(ordinal, _)| service.pod_name(*ordinal)).collect::<Vec<_>>().join(", ")
             ),
             Refusal::ClonedVolume { pods: [first, second], replica } => format!(
                 "{} and {} both hold replica {replica}: one is a copy, and a copy must never run; delete resource {name} \

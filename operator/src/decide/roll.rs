@@ -27,11 +27,12 @@ pub fn stuck(world: &World) -> Option<Decision> {
 
 /// Outdated pods one by one: only while every other replica is ready, followers first, the leader last and after a hand-over.
 pub fn roll(service: &Service, genesis: &Genesis, world: &World) -> Option<Decision> {
-    let outdated = world.outdated();
+    // What shall go anyway is not made anew.
+    let outdated: Vec<usize> = world.outdated().into_iter().filter(|ordinal| *ordinal < service.replicas).collect();
     if outdated.is_empty() {
         return None;
     }
-    let waiting = not_ready(service, genesis, world, None);
+    let waiting = not_ready(service, world, |ordinal| world.is_ready(ordinal, genesis));
     let leaving = |ordinal: &usize| world.pods[ordinal].terminating;
     if outdated.iter().any(|ordinal| leaving(ordinal) && !world.pods[ordinal].lasting) {
         return Some(Decision::Wait(Wait::Rolling(waiting)));
@@ -39,19 +40,26 @@ pub fn roll(service: &Service, genesis: &Genesis, world: &World) -> Option<Decis
     let (well, sick): (Vec<usize>, Vec<usize>) =
         outdated.into_iter().filter(|ordinal| !leaving(ordinal)).partition(|ordinal| world.is_ready(*ordinal, genesis));
     if let [ordinal, ..] = sick[..]
-        && not_ready(service, genesis, world, Some(ordinal)).is_empty()
+        && world.others_are_ready(genesis, ordinal)
     {
         return Some(delete(world, ordinal, "it is not ready, and not of the current template"));
     }
-    if !waiting.is_empty() {
+    // Pods whose replicas are no members yet may be long in coming, and nothing depends on them.
+    if !world.all_are_ready(genesis) {
         return heal(service, genesis, world, &sick).or(Some(Decision::Wait(Wait::Rolling(waiting))));
     }
-    // All are ready: this is planned work, which can wait for that on other services.
+    // All are ready: this is planned work, which waits for the last change of members, and can wait for other services.
+    if !world.members(genesis).settled {
+        return Some(Decision::Wait(Wait::Unsettled));
+    }
     if world.crowded {
         return Some(Decision::Wait(Wait::Turn));
     }
-    if let ([ordinal], 1) = (&well[..], service.replicas) {
+    if let ([ordinal], 1) = (&well[..], world.ready(genesis)) {
         return Some(replace(world, *ordinal, Removal::Eviction, OUTDATED));
+    }
+    if well.is_empty() {
+        return Some(Decision::Wait(Wait::Rolling(waiting)));
     }
     let Some(leader) = world.leader(genesis) else { return Some(Decision::Wait(Wait::NoLeader)) };
     // The highest ordinal first, as a StatefulSet would.
@@ -59,8 +67,9 @@ pub fn roll(service: &Service, genesis: &Genesis, world: &World) -> Option<Decis
         return Some(replace(world, *follower, Removal::Eviction, OUTDATED));
     }
     // Only the leader is left, so everybody else is of the current template, and ready.
-    let (to, replica) = world.replicas().find(|(ordinal, _)| *ordinal != leader)?;
-    Some(Decision::Act(Action::HandOver { leader, to, target: replica.id }))
+    let ready = |ordinal: usize| ordinal != leader && world.is_ready(ordinal, genesis);
+    let (to, replica) = world.replicas().find(|(ordinal, _)| ready(*ordinal))?;
+    Some(Decision::Act(Action::HandOver { leader, to, target: replica.id, told: None }))
 }
 
 /// An outdated pod that answers and is not ready, while others are not ready either: a corrected template must reach it, or a

@@ -4,6 +4,7 @@ mod claims;
 mod every;
 mod members;
 mod roll;
+mod scaling;
 mod walk;
 
 use lockstep_types::{ReplicaId, Slot, View};
@@ -72,11 +73,13 @@ fn world_of_pods(pods: &[(State, bool)]) -> World {
     let mut world = World {
         token: Token::Present("token".into()),
         set: Some(Set { update_revision: "new".into(), up_to_date: true }),
+        size: Some(pods.len()),
         ..Default::default()
     };
     let size = Amount::parse("1Gi");
     for (ordinal, (state, current)) in pods.iter().enumerate() {
-        world.claims.insert(ordinal, Claim { request: size, terminating: false, service: Some(FRESH) });
+        let uid = format!("claim-{ordinal}");
+        world.claims.insert(ordinal, Claim { uid, request: size, terminating: false, service: Some(FRESH) });
         if *state == Absent {
             continue;
         }
@@ -129,6 +132,7 @@ fn world_of_pods(pods: &[(State, bool)]) -> World {
                 lasting: matches!(state, Sick | Ailing | Dark | Overdue),
                 was_ready: !matches!(state, Fresh | Stuck | Sick),
                 stuck: (*state == Stuck).then(|| "cannot pull the image".into()),
+                stranded: None,
                 replica,
             },
         );
@@ -138,7 +142,8 @@ fn world_of_pods(pods: &[(State, bool)]) -> World {
 
 fn run(service: &Service, world: &World) -> Decision {
     let set = world.objects.get(&("StatefulSet", service.name.clone()));
-    decide(service, &build::build(service, set).desired(), world, FRESH)
+    let desired = build::build(service, set).running(size(service, world)).desired();
+    decide(service, &desired, world, FRESH)
 }
 
 /// What `decide` says in a word, with the ordinals that it acts on.
@@ -158,6 +163,10 @@ fn word(decision: &Decision) -> String {
         Decision::Act(Action::Join { ordinal, slot, .. }) => format!("join {ordinal} in {slot}"),
         Decision::Act(Action::ReplacePod { ordinal, by: Removal::Eviction, .. }) => format!("evict {ordinal}"),
         Decision::Act(Action::ReplacePod { ordinal, by: Removal::Deletion, .. }) => format!("delete {ordinal}"),
+        Decision::Act(Action::ReplaceVolume { ordinal, .. }) => format!("replace volume {ordinal}"),
+        Decision::Act(Action::DeleteClaims { claims }) => {
+            format!("delete claims {}", list(&claims.iter().map(|(ordinal, _)| *ordinal).collect::<Vec<_>>()))
+        }
         Decision::Act(Action::MarkVolumes { claims, .. }) => format!("mark {}", list(claims)),
         Decision::Act(Action::GrowVolumes { claims }) => format!("grow {}", list(claims)),
         Decision::Wait(wait) => format!("wait {}", wait.reason()),
@@ -255,14 +264,12 @@ fn kept_volumes_named_by_their_service_are_adopted() {
             (&[(Foreign, N), (Foreign, N), (Ready, N)], "refuse AdoptsAnotherService"),
         ],
     );
-    let mut five = of_size(5);
-    five.adopt = Some(OTHER);
-    let mut kept = world(&five, &[(Foreign, N); 5]);
+    let mut kept = world(&service, &[(Foreign, N); 3]);
     for pod in kept.pods.values_mut() {
         let replica = pod.replica.as_mut().expect("a replica");
-        replica.genesis = Some(Genesis { service: OTHER, ..genesis(3) });
+        replica.genesis = Some(Genesis { service: OTHER, machine: "Other".into(), ..genesis(3) });
     }
-    assert_eq!(word(&run(&five, &kept)), "refuse AdoptsDifferentService");
+    assert_eq!(word(&run(&service, &kept)), "refuse AdoptsDifferentService");
     service.snapshot_bytes = 1 << 20;
     let decision = run(&service, &world(&service, &[(Foreign, N); 3]));
     let Decision::Refuse(refusal @ Refusal::AdoptsDifferent { .. }) = decision else { panic!("{decision:?}") };

@@ -1,7 +1,8 @@
-//! Streams to other replicas: one task an address, which dials again and again until it finds itself at the other end.
-//! Addresses come from the command line, and from those who call.
+//! Streams to other replicas: one task an address, which dials again and again until it finds itself at the other end, or the
+//! address holds no more. Addresses are those behind the names of the command line, and those of who calls.
 
 use std::error::Error as _;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
 use tonic::{Code, Status};
 
+use crate::peers::names::{self, Listed};
+use crate::peers::outbox::Drain;
 use crate::peers::{HelloError, Peers, Who, convert};
 use crate::process::Process;
 
@@ -22,32 +25,70 @@ const PAUSE_MAX: Duration = Duration::from_millis(500);
 /// For a connection to come up, and for the other end's Hello.
 const CONNECT: Duration = Duration::from_secs(1);
 const HELLO: Duration = Duration::from_secs(5);
+/// How long an address is left alone whose replica has another one.
+const SPARE: Duration = Duration::from_secs(5);
 /// A machine that vanished answers no ping.
 const PING: Duration = Duration::from_secs(1);
 const PONG: Duration = Duration::from_secs(2);
 
-/// Keeps streams to all addresses of the command line until the process stops.
+/// Keeps streams to all addresses behind the names of the command line until the process stops.
 pub(crate) fn dial_all(process: &Arc<Process>, peers: &Arc<Peers>) {
-    for address in &process.args.peers {
-        dial(process, peers, address, None);
+    for name in &process.args.peers {
+        let (process, peers, name) = (Arc::clone(process), Arc::clone(peers), name.clone());
+        tokio::spawn(async move {
+            let pause = || names::pause(peers.is_complete());
+            let dial = |address, listed| dial(&process, &peers, address, Source::Name(address, listed));
+            tokio::select! {
+                () = names::follow(&name, names::lookup, pause, dial) => {}
+                () = process.stopped() => {}
+            }
+        });
     }
 }
 
 /// Keeps a stream to one who called from an address that nobody told this replica: who joins later is not in its list.
 pub(crate) fn dial_back(process: &Arc<Process>, peers: &Arc<Peers>, slot: Slot, address: &str) {
     if !address.is_empty() {
-        dial(process, peers, address, Some(slot));
+        dial(process, peers, address, Source::Caller(slot));
     }
 }
 
-fn dial(process: &Arc<Process>, peers: &Arc<Peers>, address: &str, slot: Option<Slot>) {
-    if !peers.claim_address(address) {
+/// Where an address comes from.
+enum Source {
+    /// A name of the command line stands for it.
+    Name(SocketAddr, Listed),
+    /// The member in this slot said that it is reached there.
+    Caller(Slot),
+}
+
+impl Source {
+    /// Whether the address may still be a member's.
+    fn holds(&self, peers: &Peers) -> bool {
+        match self {
+            Source::Name(address, listed) => listed.borrow().contains(address),
+            Source::Caller(slot) => peers.is_told(*slot),
+        }
+    }
+
+    /// Whether a stream to the same replica is up, by another address.
+    fn is_spare(&self, peers: &Peers) -> bool {
+        match self {
+            // Which replica is there now is known only once it was asked.
+            Source::Name(..) => false,
+            Source::Caller(slot) => peers.is_connected(*slot),
+        }
+    }
+}
+
+fn dial(process: &Arc<Process>, peers: &Arc<Peers>, address: impl ToString, source: Source) {
+    let address = address.to_string();
+    if !peers.claim_address(&address) {
         return;
     }
-    let (process, peers, address) = (Arc::clone(process), Arc::clone(peers), address.to_owned());
+    let (process, peers) = (Arc::clone(process), Arc::clone(peers));
     tokio::spawn(async move {
         tokio::select! {
-            () = keep(&process, &peers, &address, slot) => {}
+            () = keep(&process, &peers, &address, &source) => {}
             () = process.stopped() => {}
         }
     });
@@ -61,19 +102,27 @@ enum End {
     Lost(Status),
     /// It never came up.
     Failed(Status),
+    /// A stream to the same replica is up already, by another address.
+    Spare(Slot),
 }
 
-async fn keep(process: &Process, peers: &Peers, address: &str, learnt: Option<Slot>) {
+async fn keep(process: &Process, peers: &Peers, address: &str, source: &Source) {
     let mut pause = PAUSE_MIN;
     let mut said = String::new();
-    loop {
+    while source.holds(peers) {
         // The same replica may have another address that is dialled already; two streams would push each other out.
-        if learnt.is_some_and(|slot| peers.is_connected(slot)) {
+        if source.is_spare(peers) {
             sleep(PAUSE_MAX).await;
             continue;
         }
         match stream(process, peers, address).await {
+            // Nobody else gets this address while this process has it: it is never dialled again.
             End::Myself => return,
+            End::Spare(slot) => {
+                // Not for ever: the address may be another replica's by then.
+                let _ = timeout(SPARE, peers.until_parted(slot)).await;
+                pause = PAUSE_MIN;
+            }
             End::Lost(status) => {
                 tracing::info!("lost the stream to {address}: {}", describe(&status));
                 pause = PAUSE_MIN;
@@ -100,14 +149,18 @@ async fn keep(process: &Process, peers: &Peers, address: &str, learnt: Option<Sl
         sleep(pause).await;
         pause = (pause * 2).min(PAUSE_MAX);
     }
+    tracing::info!("{address} is nobody's to dial any more");
+    peers.release_address(address);
 }
 
 async fn stream(process: &Process, peers: &Peers, address: &str) -> End {
     match open(process, peers, address).await {
-        Ok((Who::Myself, _, _)) => End::Myself,
-        Ok((Who::Member { slot, .. }, frames, hellos)) => {
+        Ok(Opened { who: Who::Myself, .. }) => End::Myself,
+        Ok(Opened { who: Who::Member { slot, claim, .. }, frames, hellos }) => {
+            let outbox = peers.outbox(slot);
+            let Some(drain) = outbox.connect(claim.boot) else { return End::Spare(slot) };
             tracing::info!("stream to {slot} at {address} is up");
-            End::Lost(carry(peers, slot, frames, hellos).await)
+            End::Lost(carry(&drain, frames, hellos).await)
         }
         Err(status) => End::Failed(status),
     }
@@ -116,7 +169,14 @@ async fn stream(process: &Process, peers: &Peers, address: &str) -> End {
 type Frames = mpsc::Sender<v1::PeerFrame>;
 type Hellos = tonic::Streaming<v1::PeerHello>;
 
-async fn open(process: &Process, peers: &Peers, address: &str) -> Result<(Who, Frames, Hellos), Status> {
+/// A stream whose other end said who it is.
+struct Opened {
+    who: Who,
+    frames: Frames,
+    hellos: Hellos,
+}
+
+async fn open(process: &Process, peers: &Peers, address: &str) -> Result<Opened, Status> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|error| Status::invalid_argument(format!("{address} is no address: {error}")))?
         .connect_timeout(CONNECT)
@@ -148,13 +208,11 @@ async fn open(process: &Process, peers: &Peers, address: &str) -> Result<(Who, F
         Err(error @ HelloError::Amnesia { .. }) => return Err(Status::failed_precondition(error.to_string())),
         admitted => admitted?,
     };
-    Ok((who, frames, hellos))
+    Ok(Opened { who, frames, hellos })
 }
 
 /// Moves messages from the outbox to the stream until either end gives up.
-async fn carry(peers: &Peers, slot: Slot, frames: Frames, mut hellos: Hellos) -> Status {
-    let outbox = peers.outbox(slot);
-    let drain = outbox.connect();
+async fn carry(drain: &Drain<'_>, frames: Frames, mut hellos: Hellos) -> Status {
     loop {
         let messages = tokio::select! {
             messages = drain.next() => messages,

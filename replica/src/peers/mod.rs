@@ -7,11 +7,13 @@
 pub(crate) mod convert;
 mod dial;
 mod members;
+mod names;
 mod outbox;
 mod serve;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use lockstep_engine::engine::Outgoing;
 use lockstep_engine::{Amnesia, Claim, MembershipStatus};
@@ -26,6 +28,9 @@ pub(crate) use serve::PeerService;
 use crate::core::CoreHandle;
 use crate::metrics::Metrics;
 use members::Members;
+
+/// How often a stream is looked at that another one waits for.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// All members of the service, as one of them knows them.
 pub(crate) struct Peers {
@@ -173,6 +178,24 @@ impl Peers {
         lock(&self.outboxes).get(&slot).is_some_and(|outbox| outbox.is_connected())
     }
 
+    /// Waits until no stream to this member is up.
+    pub async fn until_parted(&self, slot: Slot) {
+        while self.is_connected(slot) {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Whether the member in this slot is spoken to, or may be once this replica knows more.
+    pub fn is_told(&self, slot: Slot) -> bool {
+        let members = lock(&self.members);
+        slot >= members.newest().next_slot() || members.slots().any(|told| told == slot)
+    }
+
+    /// Whether all other members are connected.
+    pub fn is_complete(&self) -> bool {
+        self.config().members().all(|(slot, _)| slot == self.slot || self.is_connected(slot))
+    }
+
     /// Whether no other member is connected.
     pub fn is_alone(&self) -> bool {
         !lock(&self.outboxes).values().any(|outbox| outbox.is_connected())
@@ -194,6 +217,11 @@ impl Peers {
     /// Whether nobody dials this address yet; the caller does from now on.
     pub fn claim_address(&self, address: &str) -> bool {
         lock(&self.dialled).insert(address.to_owned())
+    }
+
+    /// Nobody dials this address any more.
+    pub fn release_address(&self, address: &str) {
+        lock(&self.dialled).remove(address);
     }
 
     /// What this replica says first.
@@ -355,6 +383,24 @@ mod tests {
         assert!(peers.meet(&hello_of(7)).is_err());
         changed(&peers, &[Change::AddStandby { replica: ReplicaId::from_bytes([7; 16]) }]);
         assert_eq!(slot_of(peers.meet(&hello_of(7))), Some(Slot::new(4)));
+    }
+
+    #[test]
+    fn member_that_left_for_good_is_no_longer_dialled() {
+        let peers = peers();
+        assert!(peers.is_told(Slot::new(2)) && peers.is_told(Slot::new(4)), "r4 may be known to others already");
+        changed(&peers, &[Change::Remove { slot: Slot::new(2) }]);
+        assert!(!peers.is_told(Slot::new(2)) && peers.is_told(Slot::new(3)));
+    }
+
+    #[test]
+    fn peers_are_complete_once_every_other_member_is_connected() {
+        let peers = peers();
+        let (second, third) = (peers.outbox(Slot::new(2)), peers.outbox(Slot::new(3)));
+        let _second = second.connect(1);
+        assert!(!peers.is_complete());
+        let _third = third.connect(1);
+        assert!(peers.is_complete());
     }
 
     #[test]

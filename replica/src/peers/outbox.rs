@@ -33,6 +33,8 @@ pub(crate) struct Outbox {
 struct Queue {
     /// The number of the stream that takes messages out; none: nobody does, and nothing is kept.
     stream: Option<u64>,
+    /// How many times the replica at its other end has started.
+    boot: u64,
     last_stream: u64,
     messages: VecDeque<Outgoing>,
     bytes: usize,
@@ -84,12 +86,17 @@ impl Outbox {
         self.lock().stream.is_some()
     }
 
-    /// From now on messages are queued, for this stream.
-    pub fn connect(&self) -> Drain<'_> {
+    /// From now on messages are queued, for this stream to a replica that has started so many times. None if another stream
+    /// to that same process takes them out; one to an earlier process of it is replaced.
+    pub fn connect(&self, boot: u64) -> Option<Drain<'_>> {
         let mut queue = self.lock();
+        if queue.stream.is_some() && queue.boot >= boot {
+            return None;
+        }
         if queue.stream.is_none() {
             self.connected.inc();
         }
+        queue.boot = boot;
         queue.last_stream += 1;
         queue.stream = Some(queue.last_stream);
         queue.messages.clear();
@@ -98,7 +105,7 @@ impl Outbox {
         drop(queue);
         // A stream that is replaced finds out.
         self.filled.notify_waiters();
-        Drain { outbox: self, stream }
+        Some(Drain { outbox: self, stream })
     }
 }
 
@@ -195,7 +202,7 @@ mod tests {
         let metrics = Metrics::new();
         let outbox = Outbox::new(&metrics);
         outbox.push(message(1));
-        let drain = outbox.connect();
+        let drain = outbox.connect(1).expect("nobody else");
         outbox.push(message(2));
         assert_eq!(drain.next().await.expect("connected").len(), 1);
         assert_eq!(metrics.peer_dropped.get(), 0);
@@ -205,7 +212,7 @@ mod tests {
     async fn outbox_that_is_full_drops_and_counts() {
         let metrics = Metrics::new();
         let outbox = Outbox::new(&metrics);
-        let drain = outbox.connect();
+        let drain = outbox.connect(1).expect("nobody else");
         for _ in 0..60 {
             outbox.push(message(1 << 20));
         }
@@ -214,11 +221,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn outbox_taken_over_by_a_newer_stream_ends_the_older() {
+    async fn outbox_of_a_restarted_peer_is_taken_over_and_ends_the_older_stream() {
         let metrics = Metrics::new();
         let outbox = Outbox::new(&metrics);
-        let older = outbox.connect();
-        let newer = outbox.connect();
+        let older = outbox.connect(1).expect("nobody else");
+        let newer = outbox.connect(2).expect("a later process of the same replica");
         outbox.push(message(1));
         assert!(older.next().await.is_none());
         drop(older);
@@ -226,5 +233,15 @@ mod tests {
         assert_eq!(metrics.peers_connected.get(), 1);
         drop(newer);
         assert_eq!(metrics.peers_connected.get(), 0);
+    }
+
+    #[tokio::test]
+    async fn outbox_of_a_peer_with_two_addresses_is_drained_by_one_stream_only() {
+        let metrics = Metrics::new();
+        let outbox = Outbox::new(&metrics);
+        let first = outbox.connect(1).expect("nobody else");
+        assert!(outbox.connect(1).is_none(), "the same process by another address");
+        drop(first);
+        assert!(outbox.connect(1).is_some());
     }
 }

@@ -9,10 +9,12 @@ mod faults;
 mod invalid;
 mod kept;
 mod namespaced;
+mod node_lost;
 mod operator;
 mod quiet;
 mod ready;
 mod roll;
+mod scale;
 mod snapshot;
 mod standby;
 mod unary;
@@ -104,6 +106,11 @@ pub const TESTS: &[Test] = &[
         run: |scope, recoveries| Box::pin(edited::run(scope, recoveries)),
     },
     Test {
+        name: "scale",
+        shows: "kubectl scale from 3 to 5 and back while a client writes, the operator killed in the middle of both",
+        run: |scope, _| Box::pin(scale::run(scope)),
+    },
+    Test {
         name: "catch-up",
         shows: "a replica that is cut off from the leader catches up from a follower, by the log",
         run: |scope, _| Box::pin(catch_up::run(scope)),
@@ -142,6 +149,11 @@ pub const TESTS: &[Test] = &[
         name: "standby",
         shows: "of two operators the one at work is lost in the middle of a roll: the other one takes over and ends it",
         run: |scope, recoveries| Box::pin(standby::run(scope, recoveries)),
+    },
+    Test {
+        name: "node-lost",
+        shows: "a node that never comes back: the condition says what can be done, and a new replica comes up elsewhere",
+        run: |scope, _| Box::pin(node_lost::run(scope)),
     },
     // The last one, for it takes the operator away from all other namespaces.
     Test {

@@ -61,6 +61,16 @@ impl Folder {
         let remove = format!("to start a new service, remove {}", self.path.display());
         let old: ReplicatedService =
             serde_json::from_str(&text).map_err(|error| format!("{} is damaged: {error}; {remove}", file.display()))?;
+        if service.spec.replicas != old.spec.replicas {
+            return Err(format!(
+                "{} holds {} replicas, and this resource asks for {}: `lockstep dev` does not change their number; set \
+                 spec.replicas back to {}, choose another folder with --data-dir, or {remove}",
+                self.path.display(),
+                old.spec.replicas,
+                service.spec.replicas,
+                old.spec.replicas
+            ));
+        }
         lockstep_api::validate_update(service, &old).map_err(|refusals| {
             format!("{} holds another service: {}; {remove}", self.path.display(), refusals.join("; "))
         })

@@ -71,7 +71,7 @@ fn genesis_already_recorded_still_reaches_a_replica_on_a_claim_being_deleted() {
 /// Claims and nothing else, as a deleted resource leaves them, with the service that is noted on them.
 fn left(noted: Option<ServiceId>) -> World {
     let mut world = world_of_pods(&[(Absent, N); 3]);
-    world.set = None;
+    (world.set, world.size) = (None, None);
     world.claims.values_mut().for_each(|claim| claim.service = noted);
     world
 }

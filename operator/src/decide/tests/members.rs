@@ -175,7 +175,8 @@ fn two_empty_disks_at_once_are_replaced_one_after_the_other() {
 fn removed_replica_that_wakes_up_is_named_and_never_starts_anew() {
     let service = with_genesis(example());
     let other = Change::AddStandby { replica: id(50) };
-    let world = changed(&service, &[Leader, Ready, NotReady], &[other, PROMOTE, REMOVE]);
+    let mut world = changed(&service, &[Leader, Ready, NotReady], &[other, PROMOTE, REMOVE]);
+    world.claims.get_mut(&2).expect("a claim").service = None;
     let Decision::Refuse(refusal) = run(&service, &world) else { panic!("a refusal") };
     assert_eq!(refusal.reason(), "RemovedReplica");
     let text = refusal.describe(&service);

@@ -1,244 +1,216 @@
-//! The walk: from a service at rest, every way in which disks are lost, pods fall silent and come back, the lead moves and the
-//! operator acts, in any order. An operator that is killed is nothing of its own here: the next one sees the same world.
+//! The walk: from a service at rest, every way in which disks and nodes are lost, pods fall silent and come back, the lead moves,
+//! the number of replicas and the template are changed and the operator acts, in any order. An operator that is killed is nothing
+//! of its own here: the next one sees the same world.
+
+mod model;
 
 use std::collections::{BTreeMap, VecDeque};
 
 use lockstep_types::{Change, Configuration};
 
 use super::*;
-use crate::decide::members;
+use model::{Budget, Model};
 
-/// Disks lost on the way from one state to another, at most.
-const LOSSES: u8 = 2;
-
-/// What is in a pod.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Disk {
-    id: u8,
-    joined: bool,
-    caught_up: bool,
-    silent: bool,
+/// What the operator does next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Next {
+    /// It tells the StatefulSet to run so many pods: objects come first.
+    Resize(usize),
+    /// What it decides on the pods.
+    Decided(Decision),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Model {
-    disks: Vec<Disk>,
-    /// The changes that were made: they are the configuration.
-    changes: Vec<Change>,
-    settled: bool,
-    leader: Option<usize>,
-    lost: u8,
-}
-
-fn replica(id: u8) -> ReplicaId {
-    ReplicaId::from_bytes([id; 16])
-}
-
-impl Model {
-    fn born(n: u8) -> Self {
-        let disk = |number| Disk { id: number + 1, joined: true, caught_up: true, silent: false };
-        Model { disks: (0..n).map(disk).collect(), changes: vec![], settled: true, leader: Some(0), lost: 0 }
-    }
-
-    fn n(&self) -> u8 {
-        u8::try_from(self.disks.len()).expect("small")
-    }
-
-    fn configuration(&self) -> Configuration {
-        let apply = |members: Configuration, change: &Change| members.apply(change).expect("a change that can be");
-        self.changes.iter().fold(genesis(self.n()).configuration(), apply)
-    }
-
-    /// Whether the replica in this pod votes, answers and has what the others have.
-    fn counts(&self, configuration: &Configuration, disk: &Disk) -> bool {
-        let votes = configuration.voters().values().any(|id| *id == replica(disk.id));
-        votes && disk.joined && disk.caught_up && !disk.silent
-    }
-
-    fn counting(&self, configuration: &Configuration) -> usize {
-        self.disks.iter().filter(|disk| self.counts(configuration, disk)).count()
-    }
-
-    fn world(&self) -> World {
-        let configuration = self.configuration();
-        let quorum = self.counting(&configuration) >= configuration.quorum();
-        let mut world = world_of_pods(&vec![(Ready, N); self.disks.len()]);
-        for (ordinal, disk) in self.disks.iter().enumerate() {
-            let pod = world.pods.get_mut(&ordinal).expect("a pod");
-            if disk.silent {
-                pod.replica = None;
-                continue;
-            }
-            let seen = pod.replica.as_mut().expect("a replica");
-            seen.id = replica(disk.id);
-            seen.leads = self.leader == Some(ordinal);
-            seen.caught_up = disk.joined && disk.caught_up;
-            seen.not_ready = (!quorum || !self.counts(&configuration, disk)).then(|| "not now".into());
-            seen.members = disk.joined.then(|| Members { configuration: configuration.clone(), settled: self.settled });
-            if !disk.joined {
-                (seen.service, seen.genesis) = (None, None);
-            }
+/// What the operator does, and that it harms nothing.
+fn check(example: &Service, model: &Model) -> Next {
+    let (service, world, before) = (model.service(example), model.world(), model.configuration());
+    let pods = size(&service, &world);
+    if pods != model.size {
+        assert!(pods >= model.wanted, "{model:?}: {pods} pods are too few");
+        for ordinal in pods..model.size {
+            assert!(
+                model.settled && !model.has_member(&before, ordinal),
+                "{model:?}: pod {ordinal} goes with a member"
+            );
         }
-        world
+        return Next::Resize(pods);
     }
-
-    /// After what the operator does, and only if the replicas can do it.
-    fn act(&self, action: &Action) -> Self {
-        let mut next = self.clone();
-        match action {
-            Action::ChangeMembers { change, .. } => {
-                next.changes.push(*change);
-                next.settled = false;
-            }
-            Action::Join { ordinal, .. } => next.disks[*ordinal].joined = true,
-            Action::MarkVolumes { .. } => {}
-            Action::CreateToken
-            | Action::Apply(_)
-            | Action::RecordGenesis { .. }
-            | Action::SendGenesis { .. }
-            | Action::HandOver { .. }
-            | Action::ReplacePod { .. }
-            | Action::GrowVolumes { .. } => panic!("{self:?}: {action:?}"),
-        }
-        next
-    }
-
-    /// What gets better by itself.
-    fn better(&self) -> Vec<Self> {
-        let configuration = self.configuration();
-        let mut all = vec![];
-        let mut push = |change: &dyn Fn(&mut Self)| {
-            let mut next = self.clone();
-            change(&mut next);
-            all.push(next);
-        };
-        let quorum = self.counting(&configuration) >= configuration.quorum();
-        for (ordinal, disk) in self.disks.iter().enumerate() {
-            if disk.silent {
-                push(&|next| next.disks[ordinal].silent = false);
-            }
-            if quorum && disk.joined && !disk.caught_up {
-                push(&|next| next.disks[ordinal].caught_up = true);
-            }
-            if quorum && self.leader != Some(ordinal) && self.counts(&configuration, disk) {
-                push(&|next| next.leader = Some(ordinal));
-            }
-        }
-        if quorum && !self.settled {
-            push(&|next| next.settled = true);
-        }
-        all
-    }
-
-    /// What gets worse by itself.
-    fn worse(&self) -> Vec<Self> {
-        let mut all = vec![];
-        let silent = self.disks.iter().filter(|disk| disk.silent).count();
-        for ordinal in 0..self.disks.len() {
-            let mut next = self.clone();
-            if next.leader == Some(ordinal) {
-                next.leader = None;
-            }
-            if self.lost < LOSSES {
-                let mut lost = next.clone();
-                lost.lost += 1;
-                lost.disks[ordinal] = Disk { id: 100 + lost.lost, joined: false, caught_up: false, silent: false };
-                all.push(lost);
-            }
-            if silent == 0 {
-                next.disks[ordinal].silent = true;
-                all.push(next);
-            }
-        }
-        all
-    }
-}
-
-/// What the operator decides, and that it harms nothing.
-fn check(service: &Service, model: &Model) -> Decision {
-    let (world, before) = (model.world(), model.configuration());
-    let decision = crate::decide::pods(service, &world, FRESH);
+    let decision = crate::decide::pods(&service, &world, FRESH);
+    let enough = model.counting(&before) >= before.quorum();
     match &decision {
-        Decision::Act(Action::ChangeMembers { change, leader, .. }) => {
-            let after = model.act(&Action::ChangeMembers {
-                leader: *leader,
-                change: *change,
-                replacement: members::Replacement { step: members::Step::Promote, target: None, newcomer: None },
-            });
-            let members = after.configuration();
-            assert!(model.settled, "{model:?}: {change} before the last change has settled");
-            assert!(model.counting(&before) >= before.quorum(), "{model:?}: {change} without a quorum");
-            assert!(after.counting(&members) >= members.quorum(), "{model:?}: {change} takes the quorum away");
-            assert!(members.standbys().len() <= 1, "{model:?}: {change} begins a second operation");
-            assert!(members.voters().len() >= service.replicas, "{model:?}: {change} leaves too few voters");
-            assert!(members.voters().len() <= service.replicas + 1, "{model:?}: {change} leaves too many voters");
-            if let Change::Remove { slot } = change {
-                let gone = before.member(*slot).expect("a member");
-                let runs = model.disks.iter().any(|disk| replica(disk.id) == gone);
-                assert!(!runs, "{model:?}: {change} of a replica whose disk is there");
-            }
+        Decision::Act(action @ Action::ChangeMembers { change, .. }) => {
+            check_change(model, &model.act(action), *change)
         }
         Decision::Act(Action::Join { ordinal, slot, .. }) => {
-            assert_eq!(before.standbys().get(slot), Some(&replica(model.disks[*ordinal].id)), "{model:?}");
+            assert_eq!(before.standbys().get(slot), Some(&model.id(*ordinal)), "{model:?}");
+        }
+        Decision::Act(Action::HandOver { leader, to, .. }) => {
+            assert!(model.leader == Some(*leader) && model.counts(&before, *to), "{model:?}: hand over to {to}");
+        }
+        Decision::Act(Action::ReplacePod { ordinal, by, .. }) => {
+            let others =
+                (0..model.places.len()).filter(|other| other != ordinal && model.counts(&before, *other)).count();
+            // What nobody who answers tells cannot be known.
+            let known = world.replicas().any(|(_, replica)| replica.members.is_some());
+            assert!(
+                !known || others + 1 >= before.voters().len(),
+                "{model:?}: pod {ordinal} goes while another one is away"
+            );
+            assert!(
+                model.settled && before.standbys().is_empty() || *by == Removal::Deletion,
+                "{model:?}: {ordinal} in a change"
+            );
+        }
+        Decision::Act(Action::ReplaceVolume { ordinal, .. }) => {
+            let place = &model.places[*ordinal];
+            let removed = before.removed().values().any(|gone| *gone == model.id(*ordinal));
+            assert!(removed || place.stranded, "{model:?}: volume {ordinal} is of use");
+            assert!(
+                model.settled && enough && !model.counts(&before, *ordinal),
+                "{model:?}: volume {ordinal} is needed"
+            );
+        }
+        Decision::Act(Action::DeleteClaims { claims }) => {
+            for (ordinal, _) in claims {
+                assert!(
+                    !model.places[*ordinal].runs && !model.has_member(&before, *ordinal),
+                    "{model:?}: claim {ordinal}"
+                );
+            }
+            assert!(model.settled && enough, "{model:?}: claims deleted on no quorum's word");
         }
         Decision::Refuse(refusal) => {
-            let voters = before.voters().values();
-            let living = voters.filter(|id| model.disks.iter().any(|disk| replica(disk.id) == **id)).count();
             assert_eq!(refusal.reason(), "ReplicaLost", "{model:?}");
-            assert!(living < before.quorum(), "{model:?}: refused with a quorum of disks");
+            assert!(living(model, &before) < before.quorum(), "{model:?}: refused with a quorum of disks");
         }
         Decision::Act(_) | Decision::Wait(_) => {}
         Decision::Converged => {
-            assert_eq!(model.counting(&before), service.replicas, "{model:?}: converged");
-            assert_eq!(before.members().count(), service.replicas, "{model:?}: converged");
+            assert_eq!(model.counting(&before), model.wanted, "{model:?}: converged");
+            assert_eq!(before.members().count(), model.wanted, "{model:?}: converged");
+            assert_eq!(model.size, model.wanted, "{model:?}: converged");
+            let used = |(ordinal, place): (usize, &model::Place)| {
+                let left_over = place.disk.is_some_and(|disk| disk.joined) && ordinal >= model.wanted;
+                !left_over && place.runs == (ordinal < model.wanted) && !place.old
+            };
+            assert!(model.places.iter().enumerate().all(used), "{model:?}: converged");
         }
     }
-    decision
+    Next::Decided(decision)
 }
 
-/// All steps that can follow, and those of them after which nothing is worse.
-fn steps(service: &Service, model: &Model) -> Vec<Model> {
-    let mut next = model.better();
-    if let Decision::Act(action) = check(service, model) {
-        next.push(model.act(&action));
+/// Voters whose disks are there.
+fn living(model: &Model, members: &Configuration) -> usize {
+    let votes = |ordinal: &usize| members.voters().values().any(|id| *id == model.id(*ordinal));
+    (0..model.places.len()).filter(|ordinal| model.places[*ordinal].disk.is_some() && votes(ordinal)).count()
+}
+
+fn check_change(model: &Model, after: &Model, change: Change) {
+    let (before, members) = (model.configuration(), after.configuration());
+    let (voted, vote) = (before.voters().len(), members.voters().len());
+    assert!(model.settled, "{model:?}: {change} before the last change has settled");
+    assert!(model.counting(&before) >= before.quorum(), "{model:?}: {change} without a quorum");
+    assert!(after.counting(&members) >= members.quorum(), "{model:?}: {change} takes the quorum away");
+    assert!(members.standbys().len() <= 1, "{model:?}: {change} begins a second operation");
+    assert!(vote <= voted.max(model.wanted + 1), "{model:?}: {change} leaves too many voters");
+    let Change::Remove { slot } = change else { return };
+    let gone = before.member(slot).expect("a member");
+    let place = (0..model.places.len()).find(|o| model.places[*o].disk.is_some() && model.id(*o) == gone);
+    let spare = voted > model.wanted;
+    match place {
+        // Nothing is lost with what is lost already: no fewer failures are survived than before.
+        None => {
+            assert!(spare || members.tolerated() >= before.tolerated(), "{model:?}: {change} leaves too few voters")
+        }
+        Some(ordinal) => {
+            assert!(ordinal >= model.wanted, "{model:?}: {change} of a replica that shall stay");
+            if before.voter(slot).is_some() {
+                assert!(spare, "{model:?}: {change} leaves too few voters");
+                assert!(after.counting(&members) == vote, "{model:?}: {change} while another one is away");
+                assert!(model.leader != Some(ordinal), "{model:?}: {change} of the leader");
+            }
+        }
     }
-    next
+}
+
+/// Whether nothing more is to be expected here: all is well, or it is said what is wrong.
+fn is_end(model: &Model, next: &Next) -> bool {
+    let stranded = model.places.iter().any(|place| place.stranded);
+    match next {
+        Next::Decided(Decision::Converged | Decision::Refuse(_)) => true,
+        // Nodes that are gone for good with a quorum: the wait names them.
+        Next::Decided(Decision::Wait(_)) => {
+            stranded && model.counting(&model.configuration()) < model.configuration().quorum()
+        }
+        Next::Decided(Decision::Act(_)) | Next::Resize(_) => false,
+    }
+}
+
+/// Walks from a service of `n` at rest with room for `most`.
+fn walk(n: u8, most: u8, left: Budget) {
+    let example = example();
+    let start = Model::born(n, most, left);
+    let mut seen = BTreeMap::from([(start.clone(), 0)]);
+    let mut open = VecDeque::from([(start, 0)]);
+    // From where each state is reached without a fault.
+    let mut before: Vec<Vec<usize>> = vec![vec![]];
+    let mut ends = vec![];
+    while let Some((model, number)) = open.pop_front() {
+        let mut good = model.better();
+        let next = check(&example, &model);
+        match &next {
+            Next::Decided(Decision::Act(action)) => good.push(model.act(action)),
+            Next::Resize(size) => good.push(Model { size: *size, ..model.clone() }),
+            Next::Decided(Decision::Wait(_) | Decision::Refuse(_) | Decision::Converged) => {}
+        }
+        if is_end(&model, &next) {
+            ends.push(number);
+        }
+        let faultless = good.len();
+        for (index, next) in good.into_iter().chain(model.worse()).enumerate() {
+            let known = seen.get(&next).copied();
+            let to = known.unwrap_or(before.len());
+            if known.is_none() {
+                before.push(vec![]);
+                seen.insert(next.clone(), to);
+                open.push_back((next, to));
+            }
+            if index < faultless {
+                before[to].push(number);
+            }
+        }
+    }
+    // Backwards from the ends: from everywhere one of them is reached without another fault.
+    let mut reached = vec![false; before.len()];
+    while let Some(number) = ends.pop() {
+        if !std::mem::replace(&mut reached[number], true) {
+            ends.extend(&before[number]);
+        }
+    }
+    println!("{n} replicas, room for {most}, {left:?}: {} states", seen.len());
+    assert_eq!(seen.iter().find(|(_, number)| !reached[**number]), None, "nothing leads on from here");
+}
+
+const SILENCE: Budget = Budget { silent: 1, losses: 0, nodes: 0, edits: 0, templates: 0 };
+
+#[test]
+fn every_way_to_lose_disks_and_nodes_ends_well_or_in_a_named_refusal() {
+    for n in [1, 3] {
+        walk(n, n, Budget { losses: 2, ..SILENCE });
+        walk(n, n, Budget { losses: 1, nodes: 1, ..SILENCE });
+    }
+    walk(5, 5, Budget { losses: 1, nodes: 1, ..SILENCE });
 }
 
 #[test]
-fn every_way_to_lose_disks_ends_well_or_in_a_named_refusal() {
-    for n in [1, 3, 5] {
-        let service = with_genesis(of_size(usize::from(n)));
-        let mut seen = BTreeMap::from([(Model::born(n), ())]);
-        let mut open = VecDeque::from([Model::born(n)]);
-        let mut edges: BTreeMap<Model, Vec<Model>> = BTreeMap::new();
-        let mut ends = vec![];
-        while let Some(model) = open.pop_front() {
-            let good = steps(&service, &model);
-            match check(&service, &model) {
-                Decision::Converged | Decision::Refuse(_) => ends.push(model.clone()),
-                Decision::Act(_) | Decision::Wait(_) => {}
-            }
-            for next in &good {
-                edges.entry(next.clone()).or_default().push(model.clone());
-            }
-            for next in good.into_iter().chain(model.worse()) {
-                if seen.insert(next.clone(), ()).is_none() {
-                    open.push_back(next);
-                }
-            }
-        }
-        // Backwards from the ends: from everywhere one of them is reached without another fault.
-        let mut reached: BTreeMap<Model, ()> = ends.iter().map(|end| (end.clone(), ())).collect();
-        while let Some(model) = ends.pop() {
-            for before in edges.get(&model).into_iter().flatten() {
-                if reached.insert(before.clone(), ()).is_none() {
-                    ends.push(before.clone());
-                }
-            }
-        }
-        println!("{n} replicas, {LOSSES} disks lost at most: {} states", seen.len());
-        let stuck = seen.keys().find(|model| !reached.contains_key(*model));
-        assert_eq!(stuck, None, "nothing leads on from here");
-    }
+fn every_way_to_scale_ends_with_as_many_voters_as_asked_for() {
+    walk(1, 3, Budget { edits: 3, ..SILENCE });
+    walk(3, 5, Budget { edits: 1, ..SILENCE });
+    walk(3, 5, Budget { edits: 2, silent: 0, ..SILENCE });
+    walk(5, 5, Budget { edits: 2, silent: 0, ..SILENCE });
+}
+
+#[test]
+fn every_fault_and_template_in_the_middle_of_scaling_ends_well_or_in_a_named_refusal() {
+    walk(3, 3, Budget { losses: 1, nodes: 1, edits: 1, ..SILENCE });
+    walk(3, 3, Budget { templates: 1, edits: 2, ..SILENCE });
+    walk(1, 3, Budget { losses: 1, templates: 1, edits: 1, ..SILENCE });
 }

@@ -195,7 +195,7 @@ async fn kill_at_each(
 
 /// Ends the operator's process, and waits until there is another one. By SIGKILL; or, where that would make Kubernetes wait
 /// before it starts the container again, by deleting the pod.
-async fn kill(scope: &Scope) -> Result {
+pub async fn kill(scope: &Scope) -> Result {
     let before = operator(scope).await?;
     if before.restarts == 0 {
         signal(scope, "KILL").await?;
