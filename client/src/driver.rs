@@ -224,7 +224,8 @@ impl Driver {
             | Reason::LeaderLost
             | Reason::Deadline
             | Reason::NotStarted
-            | Reason::Stopping => RefusalKind::Unavailable,
+            | Reason::Stopping
+            | Reason::Fenced => RefusalKind::Unavailable,
         };
         let hint = refusal.leader.map(|leader| leader.address).filter(|address| !address.is_empty());
         if let Some(address) = &hint {

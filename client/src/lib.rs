@@ -32,5 +32,7 @@ pub use lockstep_types::kv::{
     Compare, Entry, Expected, KvOperation, OperationReply, Page, SCAN_ENTRIES_MAX, Scan, Transaction, TransactionReply,
     Versioned,
 };
-pub use lockstep_wire::{Leader, MemberStatus, Membership, ReplicaStatus, Role, SnapshotFetch, SnapshotsStatus};
+pub use lockstep_wire::{
+    Divergence, Leader, MemberStatus, Membership, ReplicaStatus, Role, SnapshotFetch, SnapshotsStatus, StateDoubt,
+};
 pub use tonic::Code;

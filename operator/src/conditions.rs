@@ -1,5 +1,6 @@
 //! From what was seen and decided to the status. Pure, and quiet: the same world gives the same status, to the byte.
 
+mod divergence;
 mod operation;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -11,6 +12,8 @@ use crate::build;
 use crate::decide::{Action, Decision, Purpose, Wait};
 use crate::validate::{Invalid, Service, write_genesis};
 use crate::world::World;
+use divergence::diverged;
+pub use divergence::{STATE_DIVERGED, STATE_REBUILT};
 
 /// All replicas are up to date and ready.
 pub const READY: &str = "Ready";
@@ -150,8 +153,10 @@ fn conditions(
     // A roll that waits for a replica in transition is as expected; one that waits for a sick one is not.
     let long = world.pods.values().any(|pod| pod.lasting);
     let stuck = world.pods.values().any(|pod| pod.stuck.is_some() && pod.replica.is_none());
+    let wrong = diverged(service, world, false);
     match decision {
         Decision::Refuse(_) => list.push(DEGRADED, true, reason, &message),
+        _ if wrong.is_some() => list.push(DEGRADED, true, STATE_DIVERGED, &wrong.unwrap_or_default()),
         Decision::Wait(Wait::NotReady(_)) if !newborn => list.push(DEGRADED, true, reason, &message),
         Decision::Act(_) if failed => list.push(DEGRADED, true, reason, &message),
         Decision::Wait(_) if stuck => list.push(DEGRADED, true, "PodsStuck", &message),
@@ -160,9 +165,10 @@ fn conditions(
         Decision::Wait(Wait::Members(told, _)) if long && (told.purpose == Purpose::Replace || ready < n) => {
             list.push(DEGRADED, true, "ReplicasNotReady", &message)
         }
-        Decision::Act(_) | Decision::Wait(_) | Decision::Converged => {
-            list.push(DEGRADED, false, "AsExpected", "nothing is wrong");
-        }
+        Decision::Act(_) | Decision::Wait(_) | Decision::Converged => match diverged(service, world, true) {
+            Some(rebuilt) => list.push(DEGRADED, false, STATE_REBUILT, &rebuilt),
+            None => list.push(DEGRADED, false, "AsExpected", "nothing is wrong"),
+        },
     }
 }
 
@@ -239,7 +245,7 @@ mod tests {
     use super::*;
     use crate::decide::{MemberChange, Refusal, Step};
     use crate::validate::tests::{example, genesis};
-    use crate::world::{Members, Pod, Replica, Set};
+    use crate::world::{Diverged, Members, Pod, Replica, Set};
 
     fn at(second: i64) -> Time {
         Time(Timestamp::from_second(second).expect("a time"))
@@ -261,6 +267,7 @@ mod tests {
                 genesis: None,
                 leads: ordinal == 0,
                 view: View::new(1, Slot::new(1)),
+                diverged: None,
                 not_ready: (ordinal >= ready).then(|| "no leader heard".into()),
                 members: Some(Members { configuration: genesis(3).configuration(), settled: true }),
                 caught_up: ordinal < ready,
@@ -300,6 +307,21 @@ mod tests {
         let first = status(&service, &world(3), &Decision::Converged, None, &at(1));
         service.status = first.clone();
         assert_eq!(status(&service, &world(3), &Decision::Converged, None, &at(99)), first);
+    }
+
+    #[test]
+    fn state_that_differs_degrades_the_service_and_one_built_anew_is_named() {
+        let with = |over| {
+            let mut world = world(3);
+            let replica = world.pods.get_mut(&1).and_then(|pod| pod.replica.as_mut()).expect("it answers");
+            replica.diverged = Some(Diverged { over, text: "block 57, key \"a\"".into() });
+            let status = status(&born(), &world, &Decision::Converged, None, &at(1));
+            let degraded = status.condition(DEGRADED).expect("always there");
+            (degraded.status.clone(), degraded.reason.clone(), degraded.message.clone())
+        };
+        let message = "kv-1: block 57, key \"a\"".to_owned();
+        assert_eq!(with(false), ("True".into(), STATE_DIVERGED.into(), message.clone()));
+        assert_eq!(with(true), ("False".into(), STATE_REBUILT.into(), message));
     }
 
     #[test]

@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use futures::future::join_all;
-use lockstep_client::{AdminClient, AdminError, ReplicaStatus, Role};
+use lockstep_client::{AdminClient, AdminError, ReplicaStatus, Role, StateDoubt};
 use lockstep_types::{Change, Genesis, ReplicaId, Slot};
 
 use crate::build::CLIENT_PORT;
-use crate::world::{Members, Replica};
+use crate::world::{Diverged, Members, Replica};
 
 /// How long a replica may take to say what it is. It never waits for others, so this is a loaded machine's worth.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -69,6 +69,7 @@ fn read(status: ReplicaStatus) -> Replica {
     let known = status.membership.as_ref().is_some_and(|known| known.configuration.slot_of(status.replica).is_some());
     let caught_up = known && lag <= NEARLY && status.leader_heard.is_some_and(|heard| heard <= HEARD);
     let members = status.membership.map(|known| Members { configuration: known.configuration, settled: known.settled });
+    let diverged = status.divergence.map(|found| Diverged { over: found.doubt == StateDoubt::Over, text: found.text });
     Replica {
         members,
         caught_up,
@@ -78,6 +79,7 @@ fn read(status: ReplicaStatus) -> Replica {
         leads: status.role == Role::Leader,
         view: status.view,
         not_ready: status.not_ready,
+        diverged,
     }
 }
 

@@ -11,7 +11,7 @@ use lockstep_api::{ReplicatedService, ReplicatedServiceStatus};
 use serde_json::json;
 
 use crate::build::MANAGER;
-use crate::conditions::{AVAILABLE, DEGRADED, READY};
+use crate::conditions::{AVAILABLE, DEGRADED, READY, STATE_REBUILT};
 use crate::context::{Context, Error};
 use crate::decide::Action;
 use crate::validate::Service;
@@ -123,6 +123,12 @@ fn changes(before: &ReplicatedServiceStatus, after: &ReplicatedServiceStatus) ->
             changes.push((EventType::Warning, degraded.reason.clone(), degraded.message.clone()));
         }
     }
+    let rebuilt = |status: &ReplicatedServiceStatus| {
+        status.condition(DEGRADED).filter(|degraded| degraded.reason == STATE_REBUILT).map(|it| it.message.clone())
+    };
+    if let Some(message) = rebuilt(after).filter(|message| rebuilt(before).as_ref() != Some(message)) {
+        changes.push((EventType::Warning, STATE_REBUILT.into(), message));
+    }
     if let Some(available) = after.condition(AVAILABLE) {
         match (holds(before, AVAILABLE), holds(after, AVAILABLE)) {
             (true, false) => changes.push((EventType::Warning, "Unavailable".into(), available.message.clone())),
@@ -191,6 +197,13 @@ mod tests {
         assert!(reasons(&refused, &refused).is_empty());
         assert_eq!(reasons(&refused, &[("Degraded", true, "ForeignVolume")]), ["ForeignVolume"]);
         assert!(reasons(&refused, &[("Degraded", false, "AsExpected")]).is_empty());
+    }
+
+    #[test]
+    fn state_that_was_built_anew_is_told_once_even_if_nobody_saw_the_fence() {
+        let rebuilt = [("Degraded", false, "StateRebuilt")];
+        assert_eq!(reasons(&[("Degraded", false, "AsExpected")], &rebuilt), ["StateRebuilt"]);
+        assert!(reasons(&rebuilt, &rebuilt).is_empty());
     }
 
     #[test]

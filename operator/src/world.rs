@@ -114,10 +114,21 @@ pub struct Replica {
     pub view: View,
     /// Why it is not ready; none if it is.
     pub not_ready: Option<String>,
+    /// What it executed differently than others, since the start of its process.
+    pub diverged: Option<Diverged>,
     /// Who belongs to its service, as it knows; none before genesis.
     pub members: Option<Members>,
     /// Whether it knows itself to be a member, hears a leader and has executed nearly all that the leader has.
     pub caught_up: bool,
+}
+
+/// What a replica says of a state that was not that of others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Diverged {
+    /// It is that of a quorum again.
+    pub over: bool,
+    /// Block and key, in words.
+    pub text: String,
 }
 
 /// Who belongs to a service.

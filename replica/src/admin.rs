@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lockstep_consensus::RoleName;
-use lockstep_engine::{IdentityError, SnapshotStatus};
+use lockstep_engine::{self as engine, DivergenceStatus, IdentityError, SnapshotStatus};
 use lockstep_types::{Genesis, Height, Slot, View};
 use lockstep_wire::convert::{id_bytes, optional_replica_id};
-use lockstep_wire::{MemberStatus, Membership, ReplicaStatus, Role, SnapshotFetch, SnapshotsStatus, limits, v1};
+use lockstep_wire::{
+    Divergence, MemberStatus, Membership, ReplicaStatus, Role, SnapshotFetch, SnapshotsStatus, StateDoubt, limits, v1,
+};
 use tokio::time::timeout;
 use tonic::{Request, Response, Status};
 
@@ -68,6 +70,7 @@ impl AdminService {
             uptime: process.clock.uptime(),
             snapshots: SnapshotsStatus::default(),
             retired: process.born.retired.clone(),
+            divergence: None,
         };
         match process.running() {
             Some(running) => self.status_of(running, base).await,
@@ -127,6 +130,7 @@ impl AdminService {
             digest: Some(status.digest),
             state_machine: running.genesis.machine.clone(),
             snapshots: snapshots(status.snapshots),
+            divergence: status.divergence.map(divergence),
             ..base
         }
     }
@@ -255,6 +259,23 @@ fn snapshots(status: SnapshotStatus) -> SnapshotsStatus {
         installed: status.counters.installed,
         install_failures: status.counters.not_installed,
         chunks_served: status.counters.served,
+    }
+}
+
+fn divergence(found: DivergenceStatus) -> Divergence {
+    Divergence {
+        doubt: match found.state {
+            engine::StateDoubt::Over => StateDoubt::Over,
+            engine::StateDoubt::Open => StateDoubt::Open,
+            engine::StateDoubt::OpenAgain => StateDoubt::OpenAgain,
+            engine::StateDoubt::Fenced => StateDoubt::Fenced,
+            engine::StateDoubt::FencedAgain => StateDoubt::FencedAgain,
+        },
+        text: found.to_string(),
+        block: found.block,
+        exact: found.exact,
+        key: found.key,
+        witness: found.witness,
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use lockstep_consensus::{Moment, Reject};
 use lockstep_engine::log::ReadError;
 use lockstep_engine::{
-    Amnesia, Answer, Claim, Engine, Event, Job, JobDone, Operation, Output, PeerMessage, Status, Token,
+    Amnesia, Answer, Claim, Engine, Event, Job, JobDone, Operation, Output, PeerMessage, StateDoubt, Status, Token,
 };
 use lockstep_types::{Change, Epoch, Height, ReplicaId, Slot};
 use lockstep_wal::{BatchSeq, Disk};
@@ -351,7 +351,8 @@ impl<D: Disk> Core<D> {
                 self.epochs = self.engine.epochs();
                 self.peers.update(&self.engine.membership());
             }
-            if leader_changed || members_changed || now.since(self.published) >= publish {
+            let doubt_changed = self.engine.divergence() != self.publish.borrow().divergence;
+            if leader_changed || members_changed || doubt_changed || now.since(self.published) >= publish {
                 self.publish_status(now);
             }
             self.turned.store(now.as_micros(), Ordering::Relaxed);
@@ -401,14 +402,28 @@ impl<D: Disk> Core<D> {
     }
 
     fn carry_out(&mut self, now: Moment, output: Output) {
-        let Output { send, write, cut, write_commands, jobs, replies, installed, applied: _, retired, wake_at } =
-            output;
+        let Output {
+            send,
+            write,
+            cut,
+            write_commands,
+            jobs,
+            replies,
+            installed,
+            rebuilt,
+            applied: _,
+            retired,
+            wake_at,
+        } = output;
         if let Some(amnesia) = retired {
             // The process is about to end.
             let _ = self.retire.send(amnesia.to_string());
         }
         if let Some(snapshot) = installed {
             tracing::info!("{snapshot} of the other replicas took the place of the state");
+        }
+        if let Some(height) = rebuilt {
+            tracing::info!("the state is built anew, from that of height {height} on");
         }
         for outgoing in send {
             self.peers.send(outgoing);
@@ -457,6 +472,16 @@ impl<D: Disk> Core<D> {
             match status.leader {
                 Some(leader) => tracing::info!("{leader} leads view {}", status.view),
                 None => tracing::info!("no leader heard in view {}", status.view),
+            }
+        }
+        if let Some(found) = &status.divergence
+            && self.publish.borrow().divergence.as_ref() != Some(found)
+        {
+            match found.state {
+                StateDoubt::Over => tracing::warn!("this replica: {found}"),
+                StateDoubt::Open | StateDoubt::OpenAgain | StateDoubt::Fenced | StateDoubt::FencedAgain => {
+                    tracing::error!("this replica {found}");
+                }
             }
         }
         if let Some(trouble) = &status.snapshots.trouble

@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use lockstep_consensus::RoleName;
-use lockstep_engine::{Answer, Refusal, Status};
+use lockstep_engine::{Answer, Refusal, StateDoubt, Status};
 use lockstep_types::Height;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
 use prometheus_client::metrics::counter::Counter;
@@ -45,6 +45,11 @@ pub(crate) struct Metrics {
     snapshots_installed: Counter,
     snapshots_not_installed: Counter,
     snapshot_chunks_served: Counter,
+    fenced: Gauge,
+    doubted: Gauge,
+    divergences: Counter,
+    fences: Counter,
+    rebuilds: Counter,
     /// What the engine's counters stood at when they were last looked at.
     seen: Seen,
     requests: Family<KindLabel, Counter>,
@@ -73,6 +78,9 @@ struct Seen {
     snapshots_installed: AtomicU64,
     snapshots_not_installed: AtomicU64,
     snapshot_chunks_served: AtomicU64,
+    divergences: AtomicU64,
+    fences: AtomicU64,
+    rebuilds: AtomicU64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -141,6 +149,11 @@ impl Metrics {
             snapshots_installed: Counter::default(),
             snapshots_not_installed: Counter::default(),
             snapshot_chunks_served: Counter::default(),
+            fenced: Gauge::default(),
+            doubted: Gauge::default(),
+            divergences: Counter::default(),
+            fences: Counter::default(),
+            rebuilds: Counter::default(),
             seen: Seen::default(),
             requests: Family::default(),
             refusals: Family::default(),
@@ -159,7 +172,29 @@ impl Metrics {
         };
         metrics.register();
         metrics.register_snapshots();
+        metrics.register_divergence();
         metrics
+    }
+
+    fn register_divergence(&mut self) {
+        let registry = &mut self.registry;
+        registry.register(
+            "fenced",
+            "1 while the state of this replica is not that of a quorum: it applies nothing and answers no reads",
+            self.fenced.clone(),
+        );
+        registry.register(
+            "state_in_doubt",
+            "1 while another replica has another state and no side has a quorum: nothing is applied or answered",
+            self.doubted.clone(),
+        );
+        registry.register(
+            "divergences",
+            "Times that another replica was found to have another state and no quorum was known to agree with this one",
+            self.divergences.clone(),
+        );
+        registry.register("fences", "Times that a quorum had another state than this replica", self.fences.clone());
+        registry.register("state_rebuilds", "States built anew after a divergence", self.rebuilds.clone());
     }
 
     fn register_snapshots(&mut self) {
@@ -339,6 +374,12 @@ impl Metrics {
         catch_up(&self.snapshots_installed, &seen.snapshots_installed, counters.installed);
         catch_up(&self.snapshots_not_installed, &seen.snapshots_not_installed, counters.not_installed);
         catch_up(&self.snapshot_chunks_served, &seen.snapshot_chunks_served, counters.served);
+        let doubt = status.divergence.as_ref().map_or(StateDoubt::Over, |found| found.state);
+        self.fenced.set(i64::from(matches!(doubt, StateDoubt::Fenced | StateDoubt::FencedAgain)));
+        self.doubted.set(i64::from(matches!(doubt, StateDoubt::Open | StateDoubt::OpenAgain)));
+        catch_up(&self.divergences, &seen.divergences, status.divergences.halts);
+        catch_up(&self.fences, &seen.fences, status.divergences.fences);
+        catch_up(&self.rebuilds, &seen.rebuilds, status.divergences.rebuilds);
     }
 
     pub fn observe_arrivals(&self, commands: u64, reads: u64) {
@@ -355,6 +396,7 @@ impl Metrics {
                 let reason = match refusal {
                     Refusal::Overloaded => "overloaded",
                     Refusal::NoLeader { .. } => "no_leader",
+                    Refusal::Fenced => "fenced",
                     Refusal::Deadline { .. } => "deadline",
                 };
                 self.refusals.get_or_create(&ReasonLabel { reason }).inc();

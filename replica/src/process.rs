@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use lockstep_consensus::RoleName;
 use lockstep_engine::{Engine, EngineOptions, Identity, IdentityError, Status};
+use lockstep_machine::KeyValueWithFaults;
 use lockstep_types::{Digest, Genesis, Slot};
 use lockstep_wal::FileDisk;
 use lockstep_wire::v1::refusal::Reason;
@@ -273,6 +274,7 @@ impl Process {
         let (metrics, max_queued_bytes) = (Arc::clone(&self.metrics), self.args.max_queued_bytes);
         let (retire, born) = (self.retiring.clone(), genesis.clone());
         let (peers, core, threads) = blocking(move || {
+            KeyValueWithFaults::name_this_process(slot.to_string());
             let engine = Engine::start(Arc::clone(&disk), &copy, options, clock.now())?;
             let status = engine.status(clock.now());
             tracing::info!("{} of service {}: log up to height {}", status.slot, genesis_of(&copy), status.head);

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use clap::Args;
-use lockstep_client::{Membership, SnapshotsStatus};
+use lockstep_client::{Divergence, Membership, SnapshotsStatus, StateDoubt};
 use lockstep_types::ReplicaId;
 use serde_json::{Value, json};
 
@@ -83,6 +83,12 @@ fn table(rows: &[Row]) -> String {
         let apart = if index == 0 { "\n" } else { "" };
         text += &format!("{apart}{} has trouble with snapshots: {trouble}\n", row.name());
     }
+    let found = rows.iter().filter_map(|row| Some((row, row.status()?.divergence.as_ref()?)));
+    for (index, (row, divergence)) in found.enumerate() {
+        let apart = if index == 0 { "\n" } else { "" };
+        let says = if divergence.text.starts_with("its ") { ":" } else { "" };
+        text += &format!("{apart}{}{says} {}\n", row.name(), divergence.text);
+    }
     text
 }
 
@@ -159,7 +165,26 @@ fn value(row: &Row, newest: Option<&Membership>) -> Value {
         "not_ready": status.not_ready,
         "state_machine": status.state_machine,
         "snapshots": snapshots_value(&status.snapshots),
+        "divergence": status.divergence.as_ref().map(divergence_value),
         "uptime_ms": u64::try_from(status.uptime.as_millis()).unwrap_or(u64::MAX),
+    })
+}
+
+fn divergence_value(found: &Divergence) -> Value {
+    let state = match found.doubt {
+        StateDoubt::Over => "over",
+        StateDoubt::Open => "open",
+        StateDoubt::OpenAgain => "open again",
+        StateDoubt::Fenced => "fenced",
+        StateDoubt::FencedAgain => "fenced again",
+    };
+    json!({
+        "state": state,
+        "block": found.block.get(),
+        "exact": found.exact,
+        "key": found.key.as_ref().map(|key| String::from_utf8_lossy(key)),
+        "witness_slot": found.witness.get(),
+        "text": found.text,
     })
 }
 
@@ -212,6 +237,28 @@ host-4:7400  -            -         -     -     -          -        -    -      
 r1 has trouble with snapshots: failed to write snapshot-25: no space left
 ";
         assert_eq!(table(&rows()), expected);
+    }
+
+    #[test]
+    fn state_that_differs_is_named_below_the_table() {
+        let mut rows: Vec<Row> = [1, 2].map(|slot| row(slot, SnapshotsStatus::default())).into();
+        let text =
+            "is fenced: its state differs from that of a quorum at block 57, key \"a\"; the state is being built anew";
+        if let Ok(status) = &mut rows[1].answer {
+            status.divergence = Some(Divergence {
+                doubt: StateDoubt::Fenced,
+                block: Height::new(57),
+                exact: true,
+                key: Some("a".into()),
+                witness: Slot::new(1),
+                text: text.to_owned(),
+            });
+        }
+        let table = table(&rows);
+        assert_eq!(table.lines().last(), Some(&*format!("r2 {text}")), "{table}");
+        let json = value(&rows[1], None);
+        assert_eq!((&json["divergence"]["state"], &json["divergence"]["key"]), (&json!("fenced"), &json!("a")));
+        assert_eq!(value(&rows[0], None)["divergence"], Value::Null);
     }
 
     #[test]

@@ -234,6 +234,7 @@ pub mod tests {
             state_machine: String::new(),
             uptime: Duration::ZERO,
             snapshots,
+            divergence: None,
         };
         Row { address: format!("host-{slot}:7400"), replica: Some(status.replica), answer: Ok(status) }
     }

@@ -392,6 +392,7 @@ impl Door {
             state_machine: "KeyValue".to_owned(),
             uptime: Duration::from_secs(9),
             snapshots: SnapshotsStatus { newest: Some(Height::new(1)), ..SnapshotsStatus::default() },
+            divergence: None,
         }
     }
 }

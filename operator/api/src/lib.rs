@@ -24,4 +24,4 @@ pub const KIND: &str = "ReplicatedService";
 /// The name of the CRD.
 pub const CRD_NAME: &str = "replicatedservices.lockstep.dev";
 /// The built-in state machines of this release.
-pub const MACHINES: [&str; 1] = ["KeyValue"];
+pub const MACHINES: [&str; 2] = ["KeyValue", "KeyValueWithFaults"];

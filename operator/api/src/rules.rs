@@ -37,7 +37,7 @@ pub const FAULT_MODEL_FIXED: Rule =
     ("self == oldSelf", "faultModel cannot change: it is part of the genesis; create a new service");
 /// On `spec.stateMachine.builtin`.
 pub const MACHINE_KNOWN: Rule = (
-    "self in ['KeyValue']",
+    "self in ['KeyValue', 'KeyValueWithFaults']",
     "unknown state machine: this release has the built-in machine KeyValue; set spec.stateMachine.builtin to KeyValue",
 );
 /// On `spec.stateMachine`.

@@ -143,6 +143,7 @@ impl fmt::Display for FaultModel {
 #[serde(rename_all = "camelCase")]
 pub struct StateMachine {
     /// A built-in machine, by name. KeyValue: put, get, delete, compare-and-set, range scans and transactions.
+    /// KeyValueWithFaults: the same, but replicas go wrong on request; for exercises and tests only.
     #[schemars(length(max = 63))]
     #[x_kube(validation = rules::MACHINE_KNOWN)]
     pub builtin: String,

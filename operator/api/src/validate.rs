@@ -254,7 +254,7 @@ mod tests {
     fn field_that_nobody_knows_is_refused() {
         assert_eq!(
             refusals(&[("size: 1Gi", "size: 1Gi\n    onDelte: Delete")]),
-            ["spec.storage.onDelte is no field; there are onDelete, size, storageClassName"]
+            ["spec.storage.onDelte is no field; there are onDelete, replaceAfter, size, storageClassName"]
         );
         let toleration = "spec:\n  pod: {nodeSelector: {any/name: x}, tolerations: [{key: a}, {keys: b}]}";
         let refusals = refusals(&[("spec:", toleration)]);

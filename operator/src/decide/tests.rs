@@ -90,6 +90,7 @@ fn world_of_pods(pods: &[(State, bool)]) -> World {
             leads: false,
             view: View::new(1, Slot::new(1)),
             not_ready: None,
+            diverged: None,
             members: Some(Members {
                 configuration: genesis(u8::try_from(pods.len()).expect("small")).configuration(),
                 settled: true,
@@ -103,6 +104,7 @@ fn world_of_pods(pods: &[(State, bool)]) -> World {
                 service: None,
                 genesis: None,
                 not_ready: Some("no genesis".into()),
+                diverged: None,
                 members: None,
                 caught_up: false,
                 ..member
@@ -114,6 +116,7 @@ fn world_of_pods(pods: &[(State, bool)]) -> World {
                 service: None,
                 genesis: None,
                 not_ready: Some("no genesis".into()),
+                diverged: None,
                 members: None,
                 caught_up: false,
                 ..member

@@ -172,7 +172,9 @@ impl Replica {
             }
             // An older one than the log's beginning leads nowhere.
             (None, Some(snapshot))
-                if after < self.chain.base().height && self.chain.at(snapshot.block.height).is_some() =>
+                if after < self.chain.base().height
+                    && self.chain.at(snapshot.block.height).is_some()
+                    && !self.fenced =>
             {
                 FetchRefusal::Forgotten { snapshot }
             }

@@ -112,6 +112,9 @@ pub enum Input {
     },
     /// What [`Effects::install`] asked for cannot be had.
     InstallFailed,
+    /// The state of the host is in doubt, on a quorum's word, or no longer (PROTOCOL §9). Log, acknowledgements and votes are not:
+    /// they go on. A replica that is fenced leads nobody, decides no reads and offers no snapshot.
+    Fence(bool),
     /// The log below this height is about to go: a durable snapshot holds the state there. At most the applied height, and
     /// what is durable.
     Forget(Height),

@@ -107,12 +107,13 @@ impl Replica {
     ) -> Result<(), Reject> {
         // A yes promises nothing, so one that lags says it too: the asker may be of a configuration in which it votes.
         let would_leave = view > self.view && self.says_yes(now) && (ahead || self.votes());
+        let durable = self.chain.at(self.durable_height()).expect("what is durable is on the chain");
         let reply = Message::PreCheckReply {
             view,
             would_leave,
             current: self.view,
-            // What is on the disk: a replica that cannot write must not look like the best one to lead.
-            head: self.chain.at(self.durable_height()).expect("what is durable is on the chain"),
+            // What is on the disk: a replica that cannot write must not look like the best one to lead. Nor must one that is fenced.
+            head: if self.fenced { BlockRef::GENESIS } else { durable },
             committed: self.known_committed(),
         };
         self.send(out, from, reply);
@@ -267,6 +268,11 @@ impl Replica {
         // Counted on the own chain as it is; once it was made to reach the highest one, this is asked again (schedule S4).
         let left: BTreeSet<Slot> = certificate.keys().copied().collect();
         if !self.is_quorum(&left) {
+            return;
+        }
+        if self.fenced && self.others().contains(&self.config().successor(self.me)) {
+            // Whoever asked it to lead did not know: somebody else must.
+            self.give_lead_away(now, self.config().successor(self.me), out);
             return;
         }
         let highest = *certificate.values().max_by_key(|rank| rank.rank()).expect("a quorum is not empty");

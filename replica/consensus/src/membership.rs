@@ -117,7 +117,7 @@ impl Replica {
     }
 
     /// Whether `slot` votes in a configuration in play.
-    pub(crate) fn is_counted(&self, slot: Slot) -> bool {
+    pub fn is_counted(&self, slot: Slot) -> bool {
         self.in_play().any(|(_, configuration)| configuration.voter(slot).is_some())
     }
 
@@ -128,12 +128,13 @@ impl Replica {
 
     /// Whether this replica may call for a view of its own accord. One that its newest configuration leaves out never does: it
     /// answers those who stay, and they are enough to begin, since one of them is in every quorum of the new configuration.
+    /// Nor does one that is fenced: of a quorum, whoever else is in it may.
     pub(crate) fn stands(&self) -> bool {
-        self.config().voter(self.me).is_some()
+        self.config().voter(self.me).is_some() && !self.fenced
     }
 
     /// Whether these slots are a quorum of each configuration in play (schedule S4).
-    pub(crate) fn is_quorum(&self, slots: &BTreeSet<Slot>) -> bool {
+    pub fn is_quorum(&self, slots: &BTreeSet<Slot>) -> bool {
         self.in_play().all(|(_, configuration)| configuration.is_quorum(slots.iter().copied()))
     }
 

@@ -9,11 +9,11 @@ use crate::replica::{Replica, Role};
 impl Replica {
     pub(crate) fn read(&mut self, _now: Moment, id: ReadId, out: &mut Effects) {
         match &mut self.role {
-            Role::Leader(leading) => {
+            Role::Leader(leading) if !self.fenced => {
                 leading.reads_waiting.push_back(id);
                 self.start_read_round(out);
             }
-            Role::Follower(_) | Role::Candidate(_) => out.reads.push((id, ReadOutcome::NotLeader)),
+            Role::Leader(_) | Role::Follower(_) | Role::Candidate(_) => out.reads.push((id, ReadOutcome::NotLeader)),
         }
     }
 

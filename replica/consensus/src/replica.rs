@@ -177,6 +177,8 @@ pub struct Replica {
     pub(crate) based: RecordSeq,
     /// The snapshot that the host was asked for.
     pub(crate) installing: Option<SnapshotRef>,
+    /// The host's state is in doubt: see [`Input::Fence`].
+    pub(crate) fenced: bool,
     /// The epochs, settled and newest, between which members are told.
     pub(crate) told: (Epoch, Epoch),
     pub(crate) role: Role,
@@ -228,6 +230,7 @@ impl Replica {
             offer: None,
             based: RecordSeq::ZERO,
             installing: None,
+            fenced: false,
             told: (epoch, epoch),
             role,
         };
@@ -263,6 +266,10 @@ impl Replica {
             Input::InstallFailed => {
                 self.installing = None;
                 self.ask_next_peer(now);
+                Ok(())
+            }
+            Input::Fence(fenced) => {
+                self.fenced = fenced;
                 Ok(())
             }
             Input::Forget(height) => {

@@ -18,6 +18,7 @@
 //! | `power-cut rX`, `restart rX` | what was not synced is gone / starts from the disk |
 //! | `read rX ID`, `hand-over rX [rY]` | as named |
 //! | `say rX to=rY …` | a forged message: `timeout=ROUND.SLOT`, `ack=H`, `reply=ROUND` (round), `committed=H`, `hand-over=ROUND.SLOT`, `pre-check=ROUND.SLOT` |
+//! | `fence rX`, `unfence rX` | tells the rules that the state is in doubt / no longer |
 //! | `applied rX` | tells the rules that what is committed is applied |
 //! | `snapshot rX` | applies what is committed there, has a snapshot of it on the disk, and offers it |
 //! | `forget rX` | the log below the snapshot goes |
@@ -349,6 +350,10 @@ impl Runner for World {
                 let height = host.core.as_ref().ok_or("it is down")?.committed().height;
                 host.applied = height;
                 self.step(at, Input::Applied { height, digest: Digest::ZERO });
+            }
+            "fence" | "unfence" => {
+                let at = slot(args.next_pos().ok_or("where?")?)?;
+                self.step(at, Input::Fence(command.name == "fence"));
             }
             "snapshot" => {
                 let at = slot(args.next_pos().ok_or("where?")?)?;

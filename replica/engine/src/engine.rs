@@ -4,18 +4,20 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use lockstep_consensus::{Effects, Envelope, Input, Message, Moment, Options, RecordSeq, Reject, Replica, Serve};
-use lockstep_machine::{Executor, MachineError};
+use lockstep_machine::{Executor, MachineError, StateMachine, by_name};
 use lockstep_types::block::HEADER_BYTES_MAX;
 use lockstep_types::limits::BLOCK_BYTES_MAX;
 use lockstep_types::{BlockRef, Change, Digest, Epoch, Height, LogTime, Outcome, ReplicaId, Slot, SnapshotRef, block};
 use lockstep_wal::{BatchSeq, Cut, Disk, Prepared, RECORD_OVERHEAD, Writer};
 use thiserror::Error;
 
+use crate::divergence::Divergence;
+use crate::divergence::fence::{Fence, FenceError};
 use crate::identity::Identity;
 use crate::log::{Log, LogError, ReadError};
 use crate::message::PeerMessage;
 use crate::requests::{Answer, Operation, Requests, Token};
-use crate::snapshots::job::{Job, JobDone, SnapshotError};
+use crate::snapshots::job::{Job, JobDone, Origin, SnapshotError};
 use crate::snapshots::{SnapshotOptions, Snapshots};
 use crate::witness::{Amnesia, Claim, Witnessing};
 
@@ -39,6 +41,10 @@ pub struct EngineOptions {
     /// Bytes that the commands of one block take at most, with their lengths: [`BLOCK_BYTES_MAX`]. Less, the same in all
     /// replicas, only where no command comes near it: in simulations, whose segments are small.
     pub block_bytes: usize,
+    /// Microseconds between two messages to a peer that lacks digests of what was executed here.
+    pub compare: u64,
+    /// The code of the state machine; none: the built-in one that the genesis names.
+    pub machine: Option<Arc<dyn StateMachine>>,
 }
 
 impl Default for EngineOptions {
@@ -48,6 +54,8 @@ impl Default for EngineOptions {
             wal: lockstep_wal::Options::default(),
             block_bytes: BLOCK_BYTES_MAX,
             snapshots: SnapshotOptions::default(),
+            compare: 200_000,
+            machine: None,
         }
     }
 }
@@ -98,6 +106,9 @@ pub enum StartError {
     /// Its state machine refuses.
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// Its fence cannot be read.
+    #[error(transparent)]
+    Fence(#[from] FenceError),
     /// Its snapshots cannot be looked for.
     #[error(transparent)]
     Snapshots(#[from] SnapshotError),
@@ -152,6 +163,8 @@ pub struct Output {
     pub replies: Vec<(Token, Answer)>,
     /// The snapshot of a peer that took the place of the state, for those who check. Before what was applied.
     pub installed: Option<SnapshotRef>,
+    /// The state was built anew and is that of this height, for those who check. Before what was applied.
+    pub rebuilt: Option<Height>,
     /// What was executed, for those who check: block and commands that ran, in order.
     pub applied: Vec<AppliedBlock>,
     /// This replica forgot what it had promised: its identity must be retired, and this engine dropped. It does nothing more.
@@ -189,6 +202,7 @@ pub struct Engine<D: Disk> {
     pub(crate) core: Replica,
     pub(crate) executor: Executor,
     pub(crate) snapshots: Snapshots,
+    pub(crate) divergence: Divergence,
     pub(crate) log: Log<D>,
     writer: Option<Writer<D>>,
     /// Promises that wait for their record.
@@ -220,7 +234,10 @@ impl<D: Disk> Engine<D> {
         let Some(genesis) = &identity.genesis else { return Err(no_member) };
         let Some(me) = identity.slot else { return Err(no_member) };
         identity.check_fit()?;
-        let (mut snapshots, mut restored) = Snapshots::open(&*disk, genesis, options.snapshots)?;
+        let machine = options.machine.map_or_else(|| by_name(&genesis.machine), Ok)?;
+        let origin = Origin { genesis: genesis.clone(), machine };
+        let fence = Fence::load(&*disk)?;
+        let (mut snapshots, mut restored) = Snapshots::open(&*disk, &origin, options.snapshots, fence)?;
         let open = |snapshots: &Snapshots| {
             let (beginnings, newest) = (snapshots.beginnings(), snapshots.newest());
             Log::open(Arc::clone(&disk), genesis, identity.replica, options.wal, beginnings, newest)
@@ -231,10 +248,8 @@ impl<D: Disk> Engine<D> {
             opened = open(&snapshots);
         }
         let (log, recovered, witness) = opened?;
-        let executor = match restored {
-            Some(executor) => executor,
-            None => Executor::new(genesis)?,
-        };
+        let executor = restored.unwrap_or_else(|| origin.executor());
+        let divergence = Divergence::new(identity.boot, options.compare, executor.applied(), executor.digest());
         let offer = snapshots.log_begins_above(recovered.chain().base());
         identity.note_log(&*disk)?;
         let (election, window, block_bytes) = (options.rules.election, options.rules.window, options.block_bytes);
@@ -247,6 +262,7 @@ impl<D: Disk> Engine<D> {
             core,
             executor,
             snapshots,
+            divergence,
             writer: Some(log.writer()),
             log,
             promised: VecDeque::new(),
@@ -262,6 +278,7 @@ impl<D: Disk> Engine<D> {
             block_bytes,
         };
         effects.into_iter().for_each(|effects| engine.absorb(effects));
+        fence.into_iter().for_each(|fence| engine.start_fenced(now, fence));
         Ok(engine)
     }
 
@@ -310,7 +327,10 @@ impl<D: Disk> Engine<D> {
         }
         self.drive_requests(now);
         self.propose_queued(now, wall);
-        let to_apply = self.apply_committed(now)?;
+        self.drive_divergence(now);
+        self.apply_committed(now)?;
+        self.judge_state(now);
+        let to_apply = self.appliable() > self.executor.applied();
         let to_read = self.answer_reads();
         self.serve_blocks()?;
         self.drive_snapshots(now);
@@ -318,7 +338,8 @@ impl<D: Disk> Engine<D> {
         self.out.write = self.log.next_batch(&self.witnessing.witness);
         self.out.cut = self.log.next_cut();
         self.out.write_commands = self.log.syncing_commands();
-        let due = self.core.deadline().min(self.requests.deadline()).min(self.snapshots.deadline()).min(self.tell_at());
+        let due = self.core.deadline().min(self.requests.deadline()).min(self.snapshots.deadline());
+        let due = due.min(self.divergence.deadline()).min(self.tell_at());
         self.out.wake_at = if to_apply || to_read { now } else { due };
         Ok(std::mem::take(&mut self.out))
     }
@@ -337,9 +358,15 @@ impl<D: Disk> Engine<D> {
             PeerMessage::ReadIndex { id } => self.on_read_index(now, from, id),
             PeerMessage::ReadIndexReply { id, height } => self.on_read_index_reply(now, from, id, height),
             PeerMessage::Remembered(all) => self.on_remembered(all),
-            PeerMessage::Snapshots { kept, asks } => self.on_snapshots_named(from, kept, asks),
+            PeerMessage::Snapshots { kept, asks } => {
+                self.on_snapshots_named(from, kept, asks);
+                self.judge_snapshots(now);
+            }
             PeerMessage::FetchChunk { digest } => self.on_chunk_asked(from, digest),
             PeerMessage::Chunk { digest, bytes } => self.on_chunk(from, digest, bytes),
+            PeerMessage::Digests { round, first, digests, have } => self.on_digests(from, round, first, digests, have),
+            PeerMessage::FetchWrites { height } => self.on_writes_asked(from, height),
+            PeerMessage::Writes { height, writes } => self.on_writes(height, writes),
         }
     }
 
@@ -405,13 +432,19 @@ impl<D: Disk> Engine<D> {
         self.out.send.push(Outgoing { to, epoch: self.core.config().epoch(), message });
     }
 
-    /// Applies what is committed, up to a bound. Returns whether more is left.
-    fn apply_committed(&mut self, now: Moment) -> Result<bool, ReadError> {
+    /// The highest block that may be applied.
+    fn appliable(&self) -> Height {
         let committed = self.core.committed().height;
+        self.divergence.limit().map_or(committed, |limit| committed.min(limit))
+    }
+
+    /// Applies what is committed and may be, up to a bound.
+    fn apply_committed(&mut self, now: Moment) -> Result<(), ReadError> {
+        let appliable = self.appliable();
         let mut bytes = 0;
         for _ in 0..APPLY_BLOCKS {
             let height = self.executor.applied().next();
-            if height > committed || bytes >= APPLY_BYTES {
+            if height > appliable || bytes >= APPLY_BYTES {
                 break;
             }
             let block = self.log.block(height)?;
@@ -426,9 +459,14 @@ impl<D: Disk> Engine<D> {
                 executed: applied.executed,
                 answered_from_table: applied.answered_from_table,
             });
+            self.divergence.applied(height, self.executor.digest(), self.executor.writes());
             let asked = applied.outcomes.iter().any(|outcome| matches!(outcome, Outcome::SnapshotPoint { .. }));
-            self.answer_block(height, own.hash, applied.outcomes);
-            if applied.snapshot_point {
+            if self.divergence.is_halted() {
+                self.skip_blocks(height);
+            } else {
+                self.answer_block(height, own.hash, applied.outcomes);
+            }
+            if applied.snapshot_point && !self.divergence.is_halted() {
                 self.take_snapshot(block.header(), own, asked);
             }
         }
@@ -436,7 +474,7 @@ impl<D: Disk> Engine<D> {
         self.log.forget_bodies(height);
         let effects = self.core.step(now, Input::Applied { height, digest: self.executor.digest() });
         self.absorb(effects);
-        Ok(height < committed)
+        Ok(())
     }
 
     /// Reads and sends what peers that lag asked for.

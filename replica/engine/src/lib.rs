@@ -17,6 +17,7 @@
 //! | [`log`] | blocks and promises as records; bodies from memory or from the disk |
 //! | [`requests`] | client requests from arrival to answer: proposed here, or forwarded to the leader |
 //! | [`snapshots`] | taking, agreeing on, serving and fetching snapshots; cutting the log below them |
+//! | [`divergence`] | comparing what was executed; fencing and rebuilding a state that a quorum is against |
 //! | [`status`] | what a replica says of itself |
 //! | [`witness`] | what replicas remember of each other, so that one that forgot is found out |
 //! | [`message`] | what replicas say to each other beyond the rules: forwarded requests, reads |
@@ -24,6 +25,7 @@
 //! Group commit needs no timer: while one batch is being synced, records and commands gather, and the next batch takes all
 //! of them.
 
+pub mod divergence;
 pub mod engine;
 pub mod identity;
 pub mod log;
@@ -33,6 +35,7 @@ pub mod snapshots;
 pub mod status;
 pub mod witness;
 
+pub use divergence::{DivergenceCounters, DivergenceStatus, StateDoubt};
 pub use engine::{Engine, EngineOptions, Event, Output, StartError};
 pub use identity::{Identity, IdentityError};
 pub use message::{ForwardResult, PeerMessage};

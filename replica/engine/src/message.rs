@@ -61,6 +61,29 @@ pub enum PeerMessage {
         /// None: the sender does not have it.
         bytes: Option<Bytes>,
     },
+    /// The sender's rolling execution digests at consecutive heights.
+    Digests {
+        /// Counts up whenever the sender's state is built anew: what it said in an earlier round counts no more.
+        round: u64,
+        /// The height of the first one.
+        first: Height,
+        /// At most [`DIGESTS_MAX`](crate::divergence::DIGESTS_MAX).
+        digests: Vec<Digest>,
+        /// The sender has those of the receiver up to this height, in this round of the receiver's.
+        have: (u64, Height),
+    },
+    /// What did this block write?
+    FetchWrites {
+        /// The block.
+        height: Height,
+    },
+    /// The answer to a [`PeerMessage::FetchWrites`].
+    Writes {
+        /// As asked.
+        height: Height,
+        /// The first of its writes, in canonical bytes. None: the sender does not remember.
+        writes: Option<Bytes>,
+    },
 }
 
 /// What became of a forwarded command.
@@ -100,6 +123,12 @@ impl fmt::Display for PeerMessage {
             PeerMessage::FetchChunk { digest } => write!(f, "FetchChunk {digest}"),
             PeerMessage::Chunk { digest, bytes: Some(bytes) } => write!(f, "Chunk {digest} {}B", bytes.len()),
             PeerMessage::Chunk { digest, bytes: None } => write!(f, "Chunk {digest} missing"),
+            PeerMessage::Digests { round, first, digests, have: (of, upto) } => {
+                write!(f, "Digests round={round} {first}+{} has {upto} of round {of}", digests.len())
+            }
+            PeerMessage::FetchWrites { height } => write!(f, "FetchWrites {height}"),
+            PeerMessage::Writes { height, writes: Some(writes) } => write!(f, "Writes {height} {}B", writes.len()),
+            PeerMessage::Writes { height, writes: None } => write!(f, "Writes {height} forgotten"),
         }
     }
 }

@@ -73,6 +73,8 @@ pub enum Refusal {
         /// This request reached no log.
         never_proposed: bool,
     },
+    /// The state of this replica is in doubt: it answers no reads.
+    Fenced,
     /// The deadline passed.
     Deadline {
         /// This request reached no log.
@@ -161,6 +163,12 @@ impl Requests {
 impl<D: Disk> Engine<D> {
     /// A request arrived.
     pub(crate) fn open_request(&mut self, now: Moment, token: Token, operation: Operation, deadline: Moment) {
+        if let Operation::Read(_) = operation
+            && self.divergence.is_fenced()
+        {
+            self.out.replies.push((token, Answer::Refused(Refusal::Fenced)));
+            return;
+        }
         let size = operation.size();
         if self.requests.open.len() >= OPEN_MAX || self.requests.open_bytes + size > OPEN_BYTES_MAX {
             self.out.replies.push((token, Answer::Refused(Refusal::Overloaded)));
@@ -207,6 +215,15 @@ impl<D: Disk> Engine<D> {
                 self.requests.reads_next.push(token);
                 self.ask_leader(now);
             }
+        }
+    }
+
+    /// The state is in doubt: others may answer what would be read from it.
+    pub(crate) fn refuse_reads(&mut self) {
+        let open = self.requests.open.iter().filter(|(_, open)| matches!(open.operation, Operation::Read(_)));
+        for token in open.map(|(token, _)| *token).collect::<Vec<_>>() {
+            self.requests.close(token);
+            self.out.replies.push((token, Answer::Refused(Refusal::Fenced)));
         }
     }
 
@@ -319,7 +336,8 @@ impl<D: Disk> Engine<D> {
 
     /// Proposes what is queued, as far as the rules allow.
     pub(crate) fn propose_queued(&mut self, now: Moment, wall: lockstep_types::LogTime) {
-        while self.core.can_propose() && !self.requests.queue.is_empty() {
+        // What would not be answered waits; else each of its attempts would be in the log.
+        while self.core.can_propose() && !self.requests.queue.is_empty() && !self.divergence.is_halted() {
             let mut size = 4;
             let mut commands = Vec::new();
             let mut origins = Vec::new();
@@ -345,7 +363,8 @@ impl<D: Disk> Engine<D> {
         }
     }
 
-    /// The state of a snapshot took the place of these blocks: what they answered is not known here. Who asked tries again.
+    /// What these blocks answered is not known here, since the state of a snapshot took their place, or is in doubt. Who asked
+    /// tries again.
     pub(crate) fn skip_blocks(&mut self, upto: Height) {
         let above = self.requests.proposed.split_off(&upto.next());
         let skipped = std::mem::replace(&mut self.requests.proposed, above);
@@ -475,6 +494,9 @@ impl<D: Disk> Engine<D> {
 
     /// Answers the reads whose height is applied, up to a bound. Returns whether more could be answered.
     pub(crate) fn answer_reads(&mut self) -> bool {
+        if self.divergence.is_halted() {
+            return false;
+        }
         let mut bytes = 0;
         while let Some((height, token)) = self.requests.reads_at.first().copied() {
             if height > self.executor.applied() {

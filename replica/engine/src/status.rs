@@ -4,6 +4,7 @@ use lockstep_consensus::{Moment, RoleName, Standing};
 use lockstep_types::{Configuration, Digest, Epoch, Height, ReplicaId, Slot, View};
 use lockstep_wal::Disk;
 
+use crate::divergence::{DivergenceCounters, DivergenceStatus};
 use crate::engine::Engine;
 use crate::snapshots::SnapshotStatus;
 
@@ -48,6 +49,10 @@ pub struct Status {
     pub machine: lockstep_machine::Stats,
     /// Snapshots, and where the log begins.
     pub snapshots: SnapshotStatus,
+    /// Whether the state is that of the others; none: no difference was found since the start.
+    pub divergence: Option<DivergenceStatus>,
+    /// Counters of that.
+    pub divergences: DivergenceCounters,
 }
 
 /// A member as this replica knows it.
@@ -102,7 +107,14 @@ impl<D: Disk> Engine<D> {
             queued_bytes: self.log.queued_bytes(),
             machine: self.executor.stats(),
             snapshots: self.snapshots.status(self.core.chain().base().height),
+            divergence: self.divergence.status(),
+            divergences: self.divergence.counters(),
         }
+    }
+
+    /// Whether the state is that of the others; none: no difference was found since the start.
+    pub fn divergence(&self) -> Option<DivergenceStatus> {
+        self.divergence.status()
     }
 
     fn members(&self, now: Moment) -> Vec<MemberStatus> {
@@ -147,6 +159,9 @@ impl<D: Disk> Engine<D> {
             Standing::Standby => return Some("is a standby: it gets every request and has no vote".to_owned()),
             Standing::Joining => return Some("catches up before it knows its place".to_owned()),
             Standing::Removed => return Some("was removed from the service and never returns".to_owned()),
+        }
+        if self.divergence.is_halted() {
+            return self.divergence.status().map(|status| status.to_string());
         }
         if self.core.role() == RoleName::Leader {
             let proved = self.core.committed().view == self.core.view();

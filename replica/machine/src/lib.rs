@@ -19,6 +19,7 @@
 //! | [`executor`] | [`Executor`], [`Applied`], [`Stats`] |
 //! | [`machine`] | [`StateMachine`], [`Context`], and how a machine is found by name |
 //! | [`key_value`] | [`KeyValue`], the built-in machine |
+//! | [`faults`] | [`KeyValueWithFaults`], the same with faults on request, for exercises and tests |
 //! | [`store`] | [`Store`], the ordered map below every machine, and the write set of a block |
 //! | [`snapshot`] | [`Frozen`], [`Chunks`], [`Restoring`]: all of this state as chunks of canonical bytes, and back |
 //! | `sessions` | the session table: who may execute what, cached replies, eviction |
@@ -39,6 +40,7 @@
 //! (crate `consensus`); what follows from a digest that differs (PROTOCOL §9).
 
 pub mod executor;
+pub mod faults;
 pub mod key_value;
 pub mod machine;
 #[cfg(test)]
@@ -50,7 +52,8 @@ pub mod store;
 mod testing;
 
 pub use executor::{Applied, Executor, Stats};
+pub use faults::KeyValueWithFaults;
 pub use key_value::KeyValue;
-pub use machine::{Context, MachineError, StateMachine};
+pub use machine::{Context, MachineError, StateMachine, by_name};
 pub use snapshot::{CHUNK_BYTES_MAX, Chunks, Frozen, RestoreError, Restoring};
-pub use store::{Change, Store};
+pub use store::{Change, Store, first_difference};

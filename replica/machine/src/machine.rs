@@ -7,6 +7,7 @@ use bytes::Bytes;
 use lockstep_types::{Digest, Height, LogTime, View};
 use thiserror::Error;
 
+use crate::faults::KeyValueWithFaults;
 use crate::key_value::KeyValue;
 use crate::store::Store;
 
@@ -60,6 +61,7 @@ pub enum MachineError {
 pub fn by_name(name: &str) -> Result<Arc<dyn StateMachine>, MachineError> {
     match name {
         KeyValue::NAME => Ok(Arc::new(KeyValue)),
+        KeyValueWithFaults::NAME => Ok(Arc::new(KeyValueWithFaults::default())),
         name => Err(MachineError::Unknown { name: name.into() }),
     }
 }

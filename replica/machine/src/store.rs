@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use imbl::OrdMap;
+use lockstep_types::codec::Reader;
 use lockstep_types::kv::KEY_BYTES_MAX;
 use lockstep_types::limits::REQUEST_BYTES_MAX;
 
@@ -138,6 +139,9 @@ impl From<Entries> for Store {
     }
 }
 
+const PUT: u8 = 1;
+const DELETE: u8 = 2;
+
 /// Every replica would fail on a snapshot of something larger; so it fails here, at the write.
 fn assert_bounded(key: &[u8], value: &[u8]) {
     assert!(
@@ -149,13 +153,13 @@ fn assert_bounded(key: &[u8], value: &[u8]) {
 }
 
 fn record_put(writes: &mut Vec<u8>, key: &[u8], value: &[u8]) {
-    writes.push(1);
+    writes.push(PUT);
     record_bytes(writes, key);
     record_bytes(writes, value);
 }
 
 fn record_delete(writes: &mut Vec<u8>, key: &[u8]) {
-    writes.push(2);
+    writes.push(DELETE);
     record_bytes(writes, key);
 }
 
@@ -163,6 +167,31 @@ fn record_bytes(writes: &mut Vec<u8>, bytes: &[u8]) {
     let length = u32::try_from(bytes.len()).expect("keys and values are bounded far below 4 GiB");
     writes.extend_from_slice(&length.to_le_bytes());
     writes.extend_from_slice(bytes);
+}
+
+/// The key of the first write in which two write sets of one block differ, of [`Executor::writes`](crate::Executor::writes):
+/// where one ends, the next key of the other. None if there is none in what is given: either may be cut short.
+pub fn first_difference(ours: &[u8], theirs: &[u8]) -> Option<Bytes> {
+    let (mut ours, mut theirs) =
+        (Reader::new(Bytes::copy_from_slice(ours)), Reader::new(Bytes::copy_from_slice(theirs)));
+    loop {
+        match (next_write(&mut ours), next_write(&mut theirs)) {
+            (Some(ours), Some(theirs)) if ours == theirs => {}
+            // The sound side is not known here; the lower key is the same for both.
+            (Some((ours, _)), Some((theirs, _))) => return Some(ours.min(theirs)),
+            (Some((key, _)), None) | (None, Some((key, _))) => return Some(key),
+            (None, None) => return None,
+        }
+    }
+}
+
+/// A key, and its new value or none.
+fn next_write(writes: &mut Reader) -> Option<(Bytes, Option<Bytes>)> {
+    match writes.u8("write").ok()? {
+        PUT => Some((writes.bytes("key").ok()?, Some(writes.bytes("value").ok()?))),
+        DELETE => Some((writes.bytes("key").ok()?, None)),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -193,6 +222,31 @@ mod tests {
         assert!(!store.delete(b"b"));
         assert_eq!(store.update(b"a", |current| (Change::Keep, current.cloned())), Some(Bytes::from_static(&[1])));
         assert!(store.writes().is_empty());
+    }
+
+    #[test]
+    fn first_difference_names_the_key_of_the_first_write_that_differs() {
+        let writes = |changes: &[(&[u8], Option<&[u8]>)]| {
+            let mut store = Store::default();
+            store.put(b"gone", vec![]);
+            store.begin();
+            for (key, value) in changes {
+                match value {
+                    Some(value) => store.put(key, value.to_vec()),
+                    None => assert!(store.delete(key)),
+                }
+            }
+            store.writes().to_vec()
+        };
+        let both = writes(&[(b"b", Some(b"1")), (b"a", Some(b"1"))]);
+        let key = |ours: &[u8], theirs: &[u8]| first_difference(ours, theirs);
+        assert_eq!(key(&both, &both), None);
+        assert_eq!(key(&both, &writes(&[(b"b", Some(b"1")), (b"a", Some(b"2"))])).as_deref(), Some(&b"a"[..]));
+        assert_eq!(key(&both, &writes(&[(b"b", Some(b"1"))])).as_deref(), Some(&b"a"[..]), "one ends");
+        assert_eq!(key(&both, &writes(&[(b"gone", None)])).as_deref(), Some(&b"b"[..]), "the lower of two keys");
+        // What a peer sends may be anything.
+        assert_eq!(key(&[], &[9, 9, 9]), None);
+        assert_eq!(key(&both[..7], &both), Some(Bytes::from_static(b"b")), "cut short");
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! Nothing here asks the code under test whether it is right: the log is replayed from the synced layer, requests are
 //! executed again by a model of the key-value machine, and reads are compared with the model's history.
 
+mod flips;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
@@ -87,7 +89,10 @@ pub struct Checkers {
 
 struct Entry {
     block: BlockRef,
-    digest: Digest,
+    /// The digest of those whose state no bit flips in; none as long as only others applied it.
+    digest: Option<Digest>,
+    /// What others had before.
+    claims: Vec<(usize, Digest)>,
     executed: Vec<(SessionId, u64)>,
 }
 
@@ -108,6 +113,12 @@ struct State {
 struct Memory {
     /// Its disk is gone.
     lost: bool,
+    /// A bit of its state flips, or is about to.
+    suspect: bool,
+    /// One did.
+    suspected: bool,
+    /// In this block.
+    flipped: Option<Height>,
     /// Of this process.
     applied: Height,
     committed: Height,
@@ -251,14 +262,12 @@ impl Checkers {
                 Ok(None)
             }
             Message::Ack { view, height, hash, applied, digest } => {
-                if let Some(entry) = index(*applied).and_then(|index| self.log.get(index)) {
-                    require!(
-                        entry.digest == *digest,
-                        "equal digest at equal height",
-                        "{me} acknowledges digest {digest} at {applied}, it is {}",
-                        entry.digest
-                    );
-                }
+                // One whose bit flipped may have queued it before its state was built anew.
+                require!(
+                    self.replicas[replica].suspected || self.agrees(replica, *applied, *digest),
+                    "equal digest at equal height",
+                    "{me} acknowledges digest {digest} at {applied}"
+                );
                 let memory = &mut self.replicas[replica];
                 require!(
                     *view >= memory.left,
@@ -349,6 +358,7 @@ impl Checkers {
             memory.applied
         );
         memory.applied = block.height;
+        let suspect = memory.suspect;
         self.claims(replica, *block)?;
         if let Some(entry) = self.log.get(block.height.get() as usize - 1) {
             require!(
@@ -356,13 +366,7 @@ impl Checkers {
                 "executed at most once",
                 "{me} executes other requests in {block} than the first replica that did"
             );
-            require!(
-                entry.digest == *digest,
-                "equal digest at equal height",
-                "{me} has {digest} at {block}, the first replica had {}",
-                entry.digest
-            );
-            return Ok(());
+            return self.executed_with(replica, *block, *digest, counters);
         }
         require!(
             block.height.get() as usize == self.log.len() + 1,
@@ -371,7 +375,8 @@ impl Checkers {
             self.log.len()
         );
         self.claimed.remove(&block.height);
-        self.log.push(Entry { block: *block, digest: *digest, executed: executed.clone() });
+        let (digest, claims) = if suspect { (None, vec![(replica, *digest)]) } else { (Some(*digest), Vec::new()) };
+        self.log.push(Entry { block: *block, digest, claims, executed: executed.clone() });
         counters.add(Kind::Commit);
         counters.add_many(Kind::Executed, executed.len() as u64);
         counters.add_many(Kind::AnsweredFromTable, u64::from(*answered_from_table));
@@ -479,10 +484,11 @@ impl Checkers {
         );
         memory.committed = *committed;
         memory.view = *view;
-        if let Some(index) = index(*applied) {
-            let known = self.log[index].digest;
-            require!(*digest == known, "equal digest at equal height", "{me} has {digest} at {applied}, not {known}");
-        }
+        require!(
+            self.replicas[replica].suspect || self.agrees(replica, *applied, *digest),
+            "equal digest at equal height",
+            "{me} has {digest} at {applied}"
+        );
         Ok(())
     }
 
@@ -552,8 +558,11 @@ impl Checkers {
         }
         let height = manifest.block.height.get() as usize;
         let known = self.log.get(height - 1).map(|entry| (entry.block, entry.digest));
+        let suspect = self.replicas[replica].suspect;
         require!(
-            known == Some((manifest.block, manifest.digest)),
+            known.is_some_and(|(block, digest)| {
+                block == manifest.block && (suspect || digest.is_none_or(|digest| digest == manifest.digest))
+            }),
             "a snapshot is of a committed block",
             "{me} has one of {} with digest {}, and {known:?} is known",
             manifest.block,

@@ -75,6 +75,7 @@ kinds! {
     ReadFollower "reads by a follower",
     ReadMonitor "reads from outside all sessions",
     RefusedNoLeader "requests refused without a leader",
+    RefusedFenced "reads refused by a fenced replica",
     RefusedDeadline "requests refused at their deadline",
     Committed "outcomes: committed",
     Rejected "outcomes: rejected",
@@ -91,6 +92,11 @@ kinds! {
     LeaderRemoved "leaders that removed themselves",
     ChangeRefused "changes of membership refused",
     WallJump "wall clocks that jumped",
+    BitFlip "states with a flipped bit",
+    Doubted "states that somebody differed from, without a quorum",
+    Fenced "states that a quorum was against",
+    Rebuilt "states built anew",
+    KeyNamed "keys named that differed",
     LogChecked "logs replayed by the checker",
 }
 

@@ -24,6 +24,8 @@
 //! - each (session, sequence) is executed at most once, and so is each request; its reply is that of a model, every time;
 //! - what clients are told is true: committed, rejected or cancelled; writes and reads are linearizable, and so are the reads
 //!   of a monitor, which asks any replica at any time, above all one that believes to lead;
+//! - a state with a flipped bit is noticed at the very block, its key named, and built anew; nothing is read from a state in doubt,
+//!   who is fenced takes no lead, and never more are fenced than may fail;
 //! - after the faults have ended: every client is served and all replicas become equal, in bounded time.
 //!
 //! Processes are killed, lose power, stand still; clients die; links fail in one direction or both. Not yet: clocks that

@@ -37,6 +37,8 @@ pub struct Plan {
     pub snapshot_bytes: u64,
     /// How they are served and announced.
     pub snapshots: SnapshotOptions,
+    /// Microseconds between two messages with execution digests.
+    pub compare: Micros,
     /// Limits of the session table.
     pub sessions_max: u32,
     /// Limits of the session table.
@@ -115,6 +117,8 @@ pub struct Faults {
     pub restore: Option<Micros>,
     /// A member is replaced, added or removed.
     pub reshape: Option<Micros>,
+    /// A bit of a replica's state flips.
+    pub bit_flip: Option<Micros>,
 }
 
 /// What clients do.
@@ -222,6 +226,7 @@ impl Plan {
             disk_loss: sometimes(30, &[3, 6]).filter(|_| replicas > 1),
             restore: sometimes(25, &[1, 2]).filter(|_| replicas > 1),
             reshape: sometimes(35, &[2, 5]),
+            bit_flip: sometimes(40, &[2, 4]).filter(|_| replicas > 1),
         };
         let clients = Clients {
             count: random.between(1, 5) as usize,
@@ -247,6 +252,7 @@ impl Plan {
                 announce: random.pick(&[200 * MILLISECOND, SECOND]),
                 retain_bytes: random.pick(&[0, 256 << 20]),
             },
+            compare: random.pick(&[50, 200, 1_000]) * MILLISECOND,
             sessions_max: random.pick(&[2, 6, 4096]),
             reply_bytes_max: random.pick(&[500, 64 << 20]),
             chaos: random.between(8, 20) * SECOND,
@@ -298,6 +304,7 @@ impl fmt::Display for Plan {
             disk_loss,
             restore,
             reshape,
+            bit_flip,
         } = &self.faults;
         let faults = [
             ("partition", partition),
@@ -312,6 +319,7 @@ impl fmt::Display for Plan {
             ("disk loss", disk_loss),
             ("restore", restore),
             ("reshape", reshape),
+            ("bit flip", bit_flip),
         ];
         faults
             .iter()

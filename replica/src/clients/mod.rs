@@ -181,6 +181,12 @@ fn explain(process: &Process, refusal: lockstep_engine::Refusal) -> Refusal {
                 executed(never_proposed)
             ),
         ),
+        lockstep_engine::Refusal::Fenced => (
+            Reason::Fenced,
+            true,
+            "the state of this replica is in doubt, it answers no reads until it is built anew; ask another one"
+                .to_owned(),
+        ),
         lockstep_engine::Refusal::Deadline { never_proposed } => (
             Reason::Deadline,
             never_proposed,

@@ -44,9 +44,12 @@ pub(super) fn status(refusal: Refusal) -> Status {
         Reason::Overloaded => Code::ResourceExhausted,
         Reason::Deadline => Code::DeadlineExceeded,
         Reason::WrongService => Code::FailedPrecondition,
-        Reason::Unspecified | Reason::NoLeader | Reason::LeaderLost | Reason::NotStarted | Reason::Stopping => {
-            Code::Unavailable
-        }
+        Reason::Unspecified
+        | Reason::NoLeader
+        | Reason::LeaderLost
+        | Reason::NotStarted
+        | Reason::Stopping
+        | Reason::Fenced => Code::Unavailable,
     };
     let mut metadata = MetadataMap::new();
     if let Some(leader) = refusal.leader

@@ -39,6 +39,23 @@ pub(crate) fn encode(outgoing: Outgoing) -> v1::PeerMessage {
         PeerMessage::Chunk { digest, bytes } => {
             peer_message::Message::Chunk(v1::Chunk { digest: digest_bytes(&digest), bytes })
         }
+        PeerMessage::Digests { round, first, digests, have: (have_round, have) } => {
+            let mut bytes = BytesMut::with_capacity(32 * digests.len());
+            digests.iter().for_each(|digest| bytes.extend_from_slice(digest.as_bytes()));
+            peer_message::Message::Digests(v1::Digests {
+                round,
+                first: first.get(),
+                digests: bytes.freeze(),
+                have_round,
+                have: have.get(),
+            })
+        }
+        PeerMessage::FetchWrites { height } => {
+            peer_message::Message::FetchWrites(v1::FetchWrites { height: height.get() })
+        }
+        PeerMessage::Writes { height, writes } => {
+            peer_message::Message::Writes(v1::Writes { height: height.get(), writes })
+        }
     };
     v1::PeerMessage { epoch: outgoing.epoch.get(), message: Some(message) }
 }
@@ -260,6 +277,21 @@ fn decode_message(message: peer_message::Message) -> Result<PeerMessage, WireErr
         peer_message::Message::Chunk(chunk) => {
             return Ok(PeerMessage::Chunk { digest: digest("chunk.digest", &chunk.digest)?, bytes: chunk.bytes });
         }
+        peer_message::Message::Digests(said) => {
+            let each = said.digests.chunks(32).map(|bytes| digest("digests.digests", bytes));
+            return Ok(PeerMessage::Digests {
+                round: said.round,
+                first: Height::new(said.first),
+                digests: each.collect::<Result<_, _>>()?,
+                have: (said.have_round, Height::new(said.have)),
+            });
+        }
+        peer_message::Message::FetchWrites(fetch) => {
+            return Ok(PeerMessage::FetchWrites { height: Height::new(fetch.height) });
+        }
+        peer_message::Message::Writes(said) => {
+            return Ok(PeerMessage::Writes { height: Height::new(said.height), writes: said.writes });
+        }
     }))
 }
 
@@ -448,6 +480,17 @@ mod tests {
             1 => any_digest().prop_map(|digest| PeerMessage::FetchChunk { digest }),
             1 => (any_digest(), proptest::option::of(any_bytes()))
                 .prop_map(|(digest, bytes)| PeerMessage::Chunk { digest, bytes }),
+            1 => (any::<u64>(), any::<u64>(), vec(any_digest(), 0..4), any::<(u64, u64)>()).prop_map(
+                |(round, first, digests, (of, have))| PeerMessage::Digests {
+                    round,
+                    first: Height::new(first),
+                    digests,
+                    have: (of, Height::new(have)),
+                }
+            ),
+            1 => any::<u64>().prop_map(|height| PeerMessage::FetchWrites { height: Height::new(height) }),
+            1 => (any::<u64>(), proptest::option::of(any_bytes()))
+                .prop_map(|(height, writes)| PeerMessage::Writes { height: Height::new(height), writes }),
         ]
     }
 

@@ -177,10 +177,13 @@ fn size(message: &PeerMessage) -> usize {
             PeerMessage::Chunk { bytes, .. } => bytes.as_ref().map_or(0, Bytes::len),
             PeerMessage::Snapshots { kept, .. } => 128 * kept.len(),
             PeerMessage::Remembered(all) => 160 * all.len(),
+            PeerMessage::Digests { digests, .. } => 32 * digests.len(),
+            PeerMessage::Writes { writes, .. } => writes.as_ref().map_or(0, Bytes::len),
             PeerMessage::ForwardReply { .. }
             | PeerMessage::ReadIndex { .. }
             | PeerMessage::ReadIndexReply { .. }
-            | PeerMessage::FetchChunk { .. } => 0,
+            | PeerMessage::FetchChunk { .. }
+            | PeerMessage::FetchWrites { .. } => 0,
         }
 }
 

@@ -8,10 +8,12 @@
 //! | [`peers`] | who may join the conversation between replicas |
 //! | [`limits`] | frames, connections and bytes that are too many or make no sense |
 //! | [`snapshots`] | snapshots that are asked for, and what they are for |
+//! | [`divergence`] | a state that is not that of the others |
 //! | [`starting`] | why a replica does not start, and what it says then |
 //! | [`stopping`] | a leader that is told to stop hands over |
 
 mod admin;
+mod divergence;
 mod limits;
 mod members;
 mod peers;

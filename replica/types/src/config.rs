@@ -127,8 +127,8 @@ impl Genesis {
     pub const SNAPSHOT_BYTES: u64 = 64 << 20;
     /// Bytes of blocks between two snapshot points at least.
     pub const SNAPSHOT_BYTES_MIN: u64 = 4096;
-    /// The built-in machines.
-    pub const MACHINES: [&'static str; 1] = ["KeyValue"];
+    /// The built-in machines. The second is for exercises and tests.
+    pub const MACHINES: [&'static str; 2] = ["KeyValue", "KeyValueWithFaults"];
 
     /// Checks what every replica relies on.
     ///

@@ -60,6 +60,8 @@ pub struct ReplicaStatus {
     pub snapshots: SnapshotsStatus,
     /// Why it has retired: it forgot what it had promised, and is never listened to again.
     pub retired: Option<String>,
+    /// What it executed differently than others; none as long as nobody was found to differ, since the start of its process.
+    pub divergence: Option<Divergence>,
 }
 
 impl ReplicaStatus {
@@ -71,6 +73,85 @@ impl ReplicaStatus {
     /// Blocks that the leader has and this replica has not applied. 0 while no leader was heard.
     pub fn lag(&self) -> u64 {
         self.leader_head.map_or(0, |head| head.above(self.applied))
+    }
+}
+
+/// What a replica executed and what others did differ, or did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Divergence {
+    /// How its state stands now.
+    pub doubt: StateDoubt,
+    /// The first block that is known to have been executed differently.
+    pub block: Height,
+    /// It was equal right below: this very block was.
+    pub exact: bool,
+    /// The first key that this block wrote differently; none if it is not known, or only answers differ.
+    pub key: Option<Bytes>,
+    /// One that differs.
+    pub witness: Slot,
+    /// All that in words, after the replica's name.
+    pub text: String,
+}
+
+/// How a state stands that another was found to differ from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum StateDoubt {
+    /// It is that of a quorum again.
+    Over,
+    /// No side has a quorum: nothing is applied or answered.
+    Open,
+    /// The same, and executing the block again changed nothing.
+    OpenAgain,
+    /// A quorum is against it: it is being built anew.
+    Fenced,
+    /// The same, and it differs again: the state machine is not deterministic on this replica.
+    FencedAgain,
+}
+
+impl From<StateDoubt> for v1::StateDoubt {
+    fn from(doubt: StateDoubt) -> Self {
+        match doubt {
+            StateDoubt::Over => v1::StateDoubt::DoubtOver,
+            StateDoubt::Open => v1::StateDoubt::DoubtOpen,
+            StateDoubt::OpenAgain => v1::StateDoubt::DoubtOpenAgain,
+            StateDoubt::Fenced => v1::StateDoubt::DoubtFenced,
+            StateDoubt::FencedAgain => v1::StateDoubt::DoubtFencedAgain,
+        }
+    }
+}
+
+impl From<Divergence> for v1::Divergence {
+    fn from(found: Divergence) -> Self {
+        v1::Divergence {
+            doubt: v1::StateDoubt::from(found.doubt).into(),
+            block: found.block.get(),
+            exact: found.exact,
+            key: found.key,
+            witness_slot: found.witness.get(),
+            text: found.text,
+        }
+    }
+}
+
+impl TryFrom<v1::Divergence> for Divergence {
+    type Error = WireError;
+
+    fn try_from(found: v1::Divergence) -> Result<Self, WireError> {
+        let unknown = WireError::Unknown { field: "divergence.doubt", value: found.doubt };
+        Ok(Divergence {
+            doubt: match v1::StateDoubt::try_from(found.doubt).map_err(|_| unknown)? {
+                v1::StateDoubt::DoubtOver => StateDoubt::Over,
+                v1::StateDoubt::DoubtOpen => StateDoubt::Open,
+                v1::StateDoubt::DoubtOpenAgain => StateDoubt::OpenAgain,
+                v1::StateDoubt::DoubtFenced => StateDoubt::Fenced,
+                v1::StateDoubt::DoubtFencedAgain => StateDoubt::FencedAgain,
+            },
+            block: Height::new(found.block),
+            exact: found.exact,
+            key: found.key,
+            witness: Slot::new(found.witness_slot),
+            text: found.text,
+        })
     }
 }
 
@@ -230,6 +311,7 @@ impl From<ReplicaStatus> for v1::StatusResponse {
             membership: status.membership.map(v1::Membership::from),
             snapshots: Some(status.snapshots.into()),
             retired: status.retired.unwrap_or_default(),
+            divergence: status.divergence.map(v1::Divergence::from),
         }
     }
 }
@@ -278,6 +360,7 @@ impl TryFrom<v1::StatusResponse> for ReplicaStatus {
             membership: status.membership.map(Membership::try_from).transpose()?,
             snapshots: status.snapshots.map(SnapshotsStatus::from).unwrap_or_default(),
             retired: (!status.retired.is_empty()).then_some(status.retired),
+            divergence: status.divergence.map(Divergence::try_from).transpose()?,
         })
     }
 }

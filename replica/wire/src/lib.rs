@@ -16,7 +16,9 @@ pub mod convert;
 mod key_value;
 pub mod limits;
 
-pub use admin::{MemberStatus, Membership, ReplicaStatus, Role, SnapshotFetch, SnapshotsStatus};
+pub use admin::{
+    Divergence, MemberStatus, Membership, ReplicaStatus, Role, SnapshotFetch, SnapshotsStatus, StateDoubt,
+};
 pub use convert::{Answer, Leader, Operation, Refusal, WireError};
 
 /// The generated code. Field docs are the comments in `proto/lockstep/v1/`.

@@ -10,8 +10,8 @@ use lockstep_types::{
 };
 use lockstep_wire::v1::refusal::Reason;
 use lockstep_wire::{
-    Answer, FILE_DESCRIPTOR_SET, Leader, MemberStatus, Membership, Operation, Refusal, ReplicaStatus, Role,
-    SnapshotFetch, SnapshotsStatus, WireError, convert, v1,
+    Answer, Divergence, FILE_DESCRIPTOR_SET, Leader, MemberStatus, Membership, Operation, Refusal, ReplicaStatus, Role,
+    SnapshotFetch, SnapshotsStatus, StateDoubt, WireError, convert, v1,
 };
 use prost::Message;
 
@@ -200,6 +200,14 @@ fn status() -> ReplicaStatus {
             install_failures: 4,
             chunks_served: 5,
         },
+        divergence: Some(Divergence {
+            doubt: StateDoubt::FencedAgain,
+            block: Height::new(57),
+            exact: true,
+            key: Some(Bytes::from_static(b"key")),
+            witness: Slot::new(2),
+            text: "is fenced".to_owned(),
+        }),
     }
 }
 
@@ -231,6 +239,7 @@ fn status_before_genesis_comes_back() {
         digest: None,
         state_machine: String::new(),
         snapshots: SnapshotsStatus::default(),
+        divergence: None,
         ..status()
     };
     let wire = over_the_wire(&v1::StatusResponse::from(fresh.clone()));

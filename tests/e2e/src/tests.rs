@@ -4,6 +4,7 @@ mod all_at_once;
 mod bad_image;
 mod catch_up;
 mod claim;
+mod divergence;
 mod edited;
 mod faults;
 mod invalid;
@@ -154,6 +155,11 @@ pub const TESTS: &[Test] = &[
         name: "node-lost",
         shows: "a node that never comes back: the condition says what can be done, and a new replica comes up elsewhere",
         run: |scope, _| Box::pin(node_lost::run(scope)),
+    },
+    Test {
+        name: "divergence",
+        shows: "a state that differs is fenced at the block, its key named, and built anew; one that differs again stays fenced",
+        run: |scope, _| Box::pin(divergence::run(scope)),
     },
     // The last one, for it takes the operator away from all other namespaces.
     Test {

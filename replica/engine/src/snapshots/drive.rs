@@ -1,5 +1,7 @@
 //! What an engine does about snapshots: in answer to an event, and when something is due.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use bytes::Bytes;
 use lockstep_consensus::{Input, Moment};
 use lockstep_machine::Executor;
@@ -45,7 +47,7 @@ impl<D: Disk> Engine<D> {
         let named = self.snapshots.named.iter().filter(|(_, named)| named.contains(&snapshot));
         let others = named.map(|(slot, _)| *slot).filter(|slot| *slot != from);
         let peers: Vec<Slot> = [from].into_iter().chain(others).collect();
-        self.snapshots.transfer = Some(Transfer::new(snapshot, self.snapshots.genesis.service, peers));
+        self.snapshots.transfer = Some(Transfer::new(snapshot, self.snapshots.origin.genesis.service, peers));
     }
 
     /// A peer says what it has.
@@ -87,6 +89,12 @@ impl<D: Disk> Engine<D> {
 
     pub(crate) fn on_job_done(&mut self, now: Moment, done: JobDone) {
         match done {
+            JobDone::Wrote(_) | JobDone::Taken(_) | JobDone::NotTaken(_) if self.snapshots.doomed => {
+                self.snapshots.doomed = false;
+                self.snapshots.writing = None;
+                self.snapshots.counters.left_out += 1;
+                self.snapshots.sweep = true;
+            }
             JobDone::Wrote(writing) => self.out.jobs.push(Job::Write(writing)),
             JobDone::Taken(manifest) => {
                 let underway = self.snapshots.writing.take().expect("it was being written");
@@ -136,8 +144,14 @@ impl<D: Disk> Engine<D> {
                 self.give_up_fetching(now, Some(error));
             }
             JobDone::Installed(manifest, executor) => self.install(now, *manifest, *executor),
-            JobDone::Swept(Ok(())) => {}
-            JobDone::Swept(Err(error)) => self.snapshots.trouble = Some(error.to_string()),
+            JobDone::Loaded(manifest, loaded) => self.on_loaded(now, &manifest, loaded),
+            JobDone::Swept(swept) => {
+                // What cannot be removed is no reason to wait for ever.
+                self.snapshots.sweeps -= 1;
+                self.snapshots.trouble = swept.err().map(|error| error.to_string()).or(self.snapshots.trouble.take());
+            }
+            JobDone::Fenced(Ok(())) => {}
+            JobDone::Fenced(Err(error)) => self.snapshots.trouble = Some(error.to_string()),
         }
     }
 
@@ -165,7 +179,8 @@ impl<D: Disk> Engine<D> {
         // It was offered because a quorum agreed on it.
         self.snapshots.keep(manifest, true);
         // The log may have brought more in the meantime.
-        if block.height > self.executor.applied() {
+        let replaces = block.height > self.executor.applied() || self.waits_for_state();
+        if replaces {
             self.executor = executor;
             self.skip_blocks(block.height);
             self.out.installed = Some(snapshot);
@@ -179,6 +194,28 @@ impl<D: Disk> Engine<D> {
         let input = Input::Applied { height: self.executor.applied(), digest: self.executor.digest() };
         let effects = self.core.step(now, input);
         self.absorb(effects);
+        if replaces {
+            self.state_installed(now);
+        }
+    }
+
+    /// Fetches the newest snapshot that a quorum of the others named, whatever the log holds.
+    pub(crate) fn fetch_agreed(&mut self) {
+        if self.snapshots.transfer.is_some() {
+            return;
+        }
+        let mut named: BTreeMap<SnapshotRef, BTreeSet<Slot>> = BTreeMap::new();
+        for (slot, snapshots) in &self.snapshots.named {
+            for snapshot in snapshots {
+                named.entry(*snapshot).or_default().insert(*slot);
+            }
+        }
+        let agreed = named.into_iter().rev().find(|(_, slots)| self.core.is_quorum(slots));
+        if let Some((snapshot, slots)) = agreed
+            && let Some(from) = slots.first()
+        {
+            self.fetch_snapshot(*from, snapshot);
+        }
     }
 
     /// What is due: announcements, chunks to serve and to ask for, files to sweep, log to cut.
@@ -191,6 +228,7 @@ impl<D: Disk> Engine<D> {
         let idle = self.snapshots.writing.is_none() && !self.snapshots.loading;
         if self.snapshots.sweep && idle && known && self.log.stands() {
             self.snapshots.sweep = false;
+            self.snapshots.sweeps += 1;
             let keep = self.snapshots.files();
             self.snapshots.loose.retain(|chunk| keep.contains(&chunk_file(*chunk)));
             self.out.jobs.push(Job::Sweep { keep });
@@ -234,7 +272,8 @@ impl<D: Disk> Engine<D> {
         while now >= self.snapshots.serve_at
             && let Some((to, digest)) = self.snapshots.asked.pop_front()
         {
-            let Some(file) = self.snapshots.file_of(digest) else {
+            let file = self.snapshots.file_of(digest).filter(|_| !self.divergence.is_fenced());
+            let Some(file) = file else {
                 self.send(to, PeerMessage::Chunk { digest, bytes: None });
                 continue;
             };
@@ -255,8 +294,8 @@ impl<D: Disk> Engine<D> {
                 Step::Ask(peer, digest) => self.send(peer, PeerMessage::FetchChunk { digest }),
                 Step::Install(manifest) => {
                     self.snapshots.loading = true;
-                    let genesis = Box::new(self.snapshots.genesis.clone());
-                    self.out.jobs.push(Job::Install(manifest, genesis));
+                    let origin = Box::new(self.snapshots.origin.clone());
+                    self.out.jobs.push(Job::Install(manifest, origin));
                 }
                 Step::Fail => self.give_up_fetching(now, None),
             }
@@ -266,6 +305,10 @@ impl<D: Disk> Engine<D> {
     /// Cuts the log below the second newest snapshot agreed on, and above what a follower that lags but answers still needs,
     /// unless that is too much.
     fn cut_log(&mut self, now: Moment) {
+        if self.divergence.is_halted() {
+            // A state that is built anew needs what lies above the snapshot that it begins with.
+            return;
+        }
         let below = self.snapshots.superfluous_below();
         let base = self.core.chain().base().height;
         if below <= base {

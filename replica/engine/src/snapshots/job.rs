@@ -7,12 +7,15 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use lockstep_machine::{Chunks, Executor, Restoring};
+use lockstep_machine::{Chunks, Executor, Restoring, StateMachine};
 use lockstep_types::{Digest, Genesis, Slot, SnapshotRef};
 use lockstep_wal::Disk;
 use thiserror::Error;
+
+use crate::divergence::fence::{self, Fence};
 
 use super::manifest::{CHUNKS_MAX, Chunk, Manifest, chunk_digest, chunk_file, is_manifest, is_snapshot_file};
 
@@ -98,6 +101,22 @@ impl SnapshotError {
     }
 }
 
+/// What every state of a service begins with.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// Its genesis.
+    pub genesis: Genesis,
+    /// The code of its state machine.
+    pub machine: Arc<dyn StateMachine>,
+}
+
+impl Origin {
+    /// The state before the first block.
+    pub fn executor(&self) -> Executor {
+        Executor::with_machine(&self.genesis, Arc::clone(&self.machine))
+    }
+}
+
 /// Something to do on the disk.
 #[derive(Debug)]
 pub enum Job {
@@ -120,7 +139,12 @@ pub enum Job {
         bytes: Bytes,
     },
     /// Load a snapshot whose chunks are all there, and write its manifest if it holds.
-    Install(Box<Manifest>, Box<Genesis>),
+    /// A fence goes: the state that it stood before is replaced.
+    Install(Box<Manifest>, Box<Origin>),
+    /// Load a snapshot that is kept, for a state that is built anew.
+    Load(Box<Manifest>, Box<Origin>),
+    /// Put a fence up, or take it away.
+    Fence(Option<Fence>),
     /// Remove what belongs to no snapshot that is kept.
     Sweep {
         /// Files that stay.
@@ -174,6 +198,10 @@ pub enum JobDone {
     Installed(Box<Manifest>, Box<Executor>),
     /// It is not.
     NotInstalled(SnapshotError),
+    /// A snapshot that is kept was loaded, or cannot be.
+    Loaded(Box<Manifest>, Result<Box<Executor>, SnapshotError>),
+    /// The fence is up, or away, or neither.
+    Fenced(Result<(), SnapshotError>),
     /// Swept.
     Swept(Result<(), SnapshotError>),
 }
@@ -185,10 +213,16 @@ impl Job {
             Job::Write(writing) => write_next(writing, disk),
             Job::Read { to, digest, file } => JobDone::Read { to, digest, bytes: read_checked(disk, &file, digest) },
             Job::Store { digest, bytes } => JobDone::Stored(digest, store(disk, chunk_file(digest), &bytes)),
-            Job::Install(manifest, genesis) => match install(&manifest, &genesis, disk) {
+            Job::Install(manifest, origin) => match install(&manifest, &origin, disk) {
                 Ok(executor) => JobDone::Installed(manifest, Box::new(executor)),
                 Err(error) => JobDone::NotInstalled(error),
             },
+            Job::Load(manifest, origin) => {
+                let loaded = load(&manifest, &origin, disk).map(Box::new);
+                JobDone::Loaded(manifest, loaded)
+            }
+            Job::Fence(Some(fence)) => JobDone::Fenced(on_fence("write", fence.store(disk))),
+            Job::Fence(None) => JobDone::Fenced(on_fence("remove", Fence::remove(disk))),
             Job::Sweep { keep } => JobDone::Swept(sweep(disk, &keep)),
         }
     }
@@ -218,17 +252,23 @@ fn write_next(mut writing: Box<Writing>, disk: &impl Disk) -> JobDone {
     }
 }
 
-fn install(manifest: &Manifest, genesis: &Genesis, disk: &impl Disk) -> Result<Executor, SnapshotError> {
-    let executor = load(manifest, genesis, disk)?;
+fn on_fence(action: &'static str, done: io::Result<()>) -> Result<(), SnapshotError> {
+    done.map_err(|source| SnapshotError::Disk { action, file: fence::FILE.to_owned(), source })
+}
+
+fn install(manifest: &Manifest, origin: &Origin, disk: &impl Disk) -> Result<Executor, SnapshotError> {
+    let executor = load(manifest, origin, disk)?;
+    // Before the log may rest on this snapshot: behind the fence it would not be believed.
+    on_fence("remove", Fence::remove(disk))?;
     store(disk, manifest.file(), &manifest.encode())?;
     Ok(executor)
 }
 
 /// Builds the state from chunks on the disk, and checks all of it.
-pub(crate) fn load(manifest: &Manifest, genesis: &Genesis, disk: &impl Disk) -> Result<Executor, SnapshotError> {
+pub(crate) fn load(manifest: &Manifest, origin: &Origin, disk: &impl Disk) -> Result<Executor, SnapshotError> {
     let snapshot = manifest.reference();
     let no_state = |source| SnapshotError::State { snapshot, source: Box::new(source) };
-    let mut restoring = Restoring::new(genesis)?;
+    let mut restoring = Restoring::with_machine(&origin.genesis, Arc::clone(&origin.machine));
     for chunk in &manifest.chunks {
         let file = chunk_file(chunk.digest);
         restoring.chunk(read_checked(disk, &file, chunk.digest)?).map_err(no_state)?;

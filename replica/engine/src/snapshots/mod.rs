@@ -29,10 +29,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use lockstep_consensus::{Moment, Recovered};
 use lockstep_machine::Executor;
-use lockstep_types::{BlockRef, Digest, Genesis, Height, Slot, SnapshotRef};
+use lockstep_types::{BlockRef, Digest, Height, ServiceId, Slot, SnapshotRef};
 use lockstep_wal::Disk;
 
-use job::SnapshotError;
+use crate::divergence::fence::Fence;
+
+use job::{Origin, SnapshotError};
 use manifest::{Manifest, chunk_file};
 use stride::Stride;
 use transfer::Transfer;
@@ -65,7 +67,7 @@ impl Default for SnapshotOptions {
 #[derive(Debug)]
 pub(crate) struct Snapshots {
     options: SnapshotOptions,
-    genesis: Genesis,
+    origin: Origin,
     /// On the disk, oldest first.
     kept: Vec<Kept>,
     /// Their chunks, with their sizes.
@@ -79,12 +81,16 @@ pub(crate) struct Snapshots {
     named: BTreeMap<Slot, Vec<SnapshotRef>>,
     /// One that is being written.
     writing: Option<Underway>,
+    /// What is being written is of a state that is believed no more.
+    doomed: bool,
     stride: Stride,
     transfer: Option<Transfer>,
     /// Loading what was transferred.
     loading: bool,
     /// Files may be left that belong to no snapshot.
     sweep: bool,
+    /// Sweeps under way.
+    sweeps: u32,
     /// Who asked for what, in order.
     asked: VecDeque<(Slot, Digest)>,
     /// When the next may be served.
@@ -147,28 +153,31 @@ pub struct SnapshotStatus {
 
 impl Snapshots {
     /// Finds the snapshots on the disk, and the newest that loads: with it the state to start from. Snapshots that do not
-    /// hold are forgotten, with a word in the status.
+    /// hold are forgotten, with a word in the status; those behind a fence, without.
     ///
     /// # Errors
     /// A disk that cannot list its files.
     pub fn open(
         disk: &impl Disk,
-        genesis: &Genesis,
+        origin: &Origin,
         options: SnapshotOptions,
+        fence: Option<Fence>,
     ) -> Result<(Self, Option<Executor>), SnapshotError> {
         let mut snapshots = Snapshots {
             options,
-            genesis: genesis.clone(),
+            origin: origin.clone(),
             kept: Vec::new(),
             chunks: BTreeMap::new(),
             loose: BTreeSet::new(),
             damaged: BTreeSet::new(),
             named: BTreeMap::new(),
             writing: None,
+            doomed: false,
             stride: Stride::default(),
             transfer: None,
             loading: false,
             sweep: false,
+            sweeps: 0,
             asked: VecDeque::new(),
             serve_at: Moment::default(),
             announce_at: Moment::default(),
@@ -185,12 +194,18 @@ impl Snapshots {
         files.sort();
         let mut newest = None;
         for file in files.into_iter().rev() {
-            let found = read_manifest(disk, genesis, &file);
+            let found = read_manifest(disk, &origin.genesis.service, &file);
+            if let (Ok(manifest), Some(fence)) = (&found, fence)
+                && manifest.block.height >= fence.block
+            {
+                snapshots.sweep = true;
+                continue;
+            }
             let loaded = match (found, &newest) {
                 (Err(error), _) => Err(error),
                 // The state comes from the newest; older ones are looked at when they are needed.
                 (Ok(manifest), Some(_)) => Ok((manifest, None)),
-                (Ok(manifest), None) => job::load(&manifest, genesis, disk).map(|executor| (manifest, Some(executor))),
+                (Ok(manifest), None) => job::load(&manifest, origin, disk).map(|executor| (manifest, Some(executor))),
             };
             match loaded {
                 Ok((manifest, executor)) => {
@@ -218,7 +233,7 @@ impl Snapshots {
         while let Some(newest) = self.kept.last()
             && state.is_none()
         {
-            match job::load(&newest.manifest, &self.genesis, disk) {
+            match job::load(&newest.manifest, &self.origin, disk) {
                 Ok(executor) => state = Some(executor),
                 Err(error) => {
                     self.damaged.extend(error.damaged());
@@ -237,7 +252,7 @@ impl Snapshots {
             let Manifest { block, log_time, configuration, .. } = &kept.manifest;
             Recovered::above(*block, *log_time, configuration.clone())
         };
-        [Recovered::new(self.genesis.configuration())].into_iter().chain(self.kept.iter().map(above)).collect()
+        [Recovered::new(self.origin.genesis.configuration())].into_iter().chain(self.kept.iter().map(above)).collect()
     }
 
     /// The block of the newest snapshot.
@@ -294,6 +309,53 @@ impl Snapshots {
         self.index_chunks();
     }
 
+    /// What every state begins with.
+    pub(crate) fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// The newest snapshot below `block` that a quorum agreed on.
+    pub(crate) fn trusted_below(&self, block: Height) -> Option<Manifest> {
+        let kept = self.kept.iter().rev().find(|kept| kept.agreed && kept.manifest.block.height < block);
+        kept.map(|kept| kept.manifest.clone())
+    }
+
+    /// The state was wrong from this block on: its snapshots go, but for those that a quorum agreed on.
+    pub(crate) fn distrust_from(&mut self, block: Height) {
+        self.kept.retain(|kept| kept.agreed || kept.manifest.block.height < block);
+        self.doomed = self.writing.is_some();
+        self.sweep = true;
+        self.index_chunks();
+    }
+
+    /// A snapshot here of whose height a quorum of others named another one: its block, its digest, and who named it.
+    pub(crate) fn outvoted(&self, is_quorum: impl Fn(&BTreeSet<Slot>) -> bool) -> Option<(Height, Digest, Slot)> {
+        self.kept.iter().filter(|kept| !kept.agreed).find_map(|kept| {
+            let mut others: BTreeMap<Digest, BTreeSet<Slot>> = BTreeMap::new();
+            for (slot, named) in &self.named {
+                let same = named.iter().filter(|theirs| theirs.block == kept.reference.block);
+                for theirs in same.filter(|theirs| theirs.manifest != kept.reference.manifest) {
+                    others.entry(theirs.manifest).or_default().insert(*slot);
+                }
+            }
+            let quorum = others.into_values().find(|slots| is_quorum(slots))?;
+            Some((kept.reference.block.height, kept.manifest.digest, *quorum.first()?))
+        })
+    }
+
+    /// Whether nothing is left on the disk of the snapshots that are believed no more.
+    pub(crate) fn is_clear(&self) -> bool {
+        !self.sweep && !self.doomed && self.sweeps == 0
+    }
+
+    /// A snapshot that is kept cannot be loaded.
+    pub(crate) fn forget_damaged(&mut self, manifest: &Manifest, error: &SnapshotError) {
+        self.damaged.extend(error.damaged());
+        self.trouble = Some(error.to_string());
+        self.kept.retain(|kept| kept.manifest.block != manifest.block);
+        self.index_chunks();
+    }
+
     /// Whether a chunk is on the disk.
     fn holds(&self, chunk: Digest) -> bool {
         let named = self.chunks.contains_key(&chunk) || self.loose.contains(&chunk);
@@ -336,10 +398,10 @@ impl Snapshots {
     }
 }
 
-fn read_manifest(disk: &impl Disk, genesis: &Genesis, file: &str) -> Result<Manifest, SnapshotError> {
+fn read_manifest(disk: &impl Disk, service: &ServiceId, file: &str) -> Result<Manifest, SnapshotError> {
     let wrong = |why: String| SnapshotError::Manifest { file: file.to_owned(), why };
     let manifest = Manifest::decode(job::read(disk, file)?).map_err(|error| wrong(error.to_string()))?;
-    if manifest.service != genesis.service {
+    if manifest.service != *service {
         return Err(wrong(format!("it belongs to service {}", manifest.service)));
     }
     if manifest.file() != file {

@@ -254,6 +254,12 @@ impl Executor {
         self.since_point
     }
 
+    /// The write set of the last block applied, in canonical bytes, for [`first_difference`](crate::first_difference). Empty
+    /// after a restore.
+    pub fn writes(&self) -> &[u8] {
+        self.store.writes()
+    }
+
     /// The store, to look into.
     pub fn store(&self) -> &Store {
         &self.store

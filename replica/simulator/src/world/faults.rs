@@ -21,6 +21,7 @@ impl World {
             Fault::DiskLoss => faults.disk_loss,
             Fault::Restore => faults.restore,
             Fault::Reshape => faults.reshape,
+            Fault::BitFlip => faults.bit_flip,
         };
         let next = self.random.around(mean.expect("only planned faults happen"));
         self.after(next, Event::Fault(fault));
@@ -61,6 +62,7 @@ impl World {
             Fault::DiskLoss => self.lose_disk(victim)?,
             Fault::Restore => self.restore(victim)?,
             Fault::Reshape => self.reshape(victim),
+            Fault::BitFlip => self.flip_bit(victim)?,
             Fault::ClientCrash => {
                 let client = self.random.below(self.clients.len() as u64) as usize;
                 self.counters.add(Kind::ClientCrash);

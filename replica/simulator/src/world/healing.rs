@@ -90,6 +90,7 @@ impl World {
             status.applied == height
                 && status.committed == height
                 && status.head == height
+                && self.checkers.agrees(replica, height, status.digest)
                 && (status.not_ready.is_none() || !self.is_voter(replica))
         });
         let waiting = self.clients.iter().any(|client| !client.open.is_empty() || client.session.resolving() > 0);

@@ -102,7 +102,7 @@ impl World {
         disk.complete();
         let id = WalId { service: *self.genesis.service.as_bytes(), replica: *identity.replica.as_bytes() };
         self.checkers.joins(id);
-        let host = Host::new(disk, identity.replica, Life::Waiting, &mut self.random);
+        let host = Host::new(self.hosts.len(), disk, identity.replica, Life::Waiting, &mut self.random);
         self.hosts.push(host);
         let count = self.hosts.len();
         self.peers_busy.iter_mut().for_each(|row| row.resize(count, 0));

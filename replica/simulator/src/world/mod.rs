@@ -5,11 +5,13 @@
 //! | `requests`, `clients` | what clients ask, and what they are told |
 //! | `faults` | what goes wrong |
 //! | `amnesia` | volumes restored from an old copy |
+//! | `divergence` | states with a flipped bit, and what must become of them |
 //! | `members` | an operator that replaces, adds and removes members |
 //! | `healing` | what must hold once the faults are over |
 
 mod amnesia;
 mod clients;
+mod divergence;
 mod faults;
 mod healing;
 mod members;
@@ -22,9 +24,10 @@ use bytes::Bytes;
 use lockstep_consensus::{Message, Moment, RoleName};
 use lockstep_engine::witness::Mark;
 use lockstep_engine::{
-    Amnesia, Answer, Claim, Engine, EngineOptions, Event as EngineEvent, Identity, Job, JobDone, MembershipStatus,
-    Operation, Output, PeerMessage, Refusal, SnapshotCounters, Token,
+    Amnesia, Answer, Claim, DivergenceCounters, Engine, EngineOptions, Event as EngineEvent, Identity, Job, JobDone,
+    MembershipStatus, Operation, Output, PeerMessage, Refusal, SnapshotCounters, StateDoubt, Status, Token,
 };
+use lockstep_machine::KeyValueWithFaults;
 use lockstep_session::{
     Action, Answer as ClientAnswer, AttemptId, Input, Operation as ClientOperation, Outcome, Refusal as ClientRefusal,
     RefusalKind, Target, Ticket,
@@ -132,6 +135,12 @@ struct Host {
     job_runs: bool,
     /// What was counted of this process's snapshots.
     snapshots: SnapshotCounters,
+    /// The machine, whose faults happen once in the life of a disk.
+    machine: Arc<KeyValueWithFaults>,
+    /// What was counted of this process's divergences.
+    divergences: DivergenceCounters,
+    /// How its state stood after the last step.
+    doubt: Option<StateDoubt>,
     hangs_until: Micros,
     /// Stands still until then, by source of events: after that they come in no particular order of sources.
     paused_until: [Micros; SOURCES],
@@ -148,7 +157,7 @@ struct Host {
 }
 
 impl Host {
-    fn new(disk: Arc<SimDisk>, id: ReplicaId, life: Life, random: &mut Random) -> Self {
+    fn new(replica: usize, disk: Arc<SimDisk>, id: ReplicaId, life: Life, random: &mut Random) -> Self {
         Host {
             id,
             life,
@@ -164,6 +173,9 @@ impl Host {
             jobs: VecDeque::new(),
             job_runs: false,
             snapshots: SnapshotCounters::default(),
+            machine: Arc::new(KeyValueWithFaults::named(slot(replica).to_string())),
+            divergences: DivergenceCounters::default(),
+            doubt: None,
             hangs_until: 0,
             paused_until: [0; SOURCES],
             role: RoleName::Follower,
@@ -304,6 +316,7 @@ enum Fault {
     DiskLoss,
     Restore,
     Reshape,
+    BitFlip,
 }
 
 impl World {
@@ -317,7 +330,7 @@ impl World {
             service,
             fault_model: FaultModel::Crash,
             voters: ids.clone(),
-            machine: "KeyValue".to_owned(),
+            machine: KeyValueWithFaults::NAME.to_owned(),
             sessions_max: plan.sessions_max,
             reply_bytes_max: plan.reply_bytes_max,
             snapshot_bytes: plan.snapshot_bytes,
@@ -326,12 +339,13 @@ impl World {
         let log_ids = ids.iter().map(|id| WalId { service: *service.as_bytes(), replica: *id.as_bytes() }).collect();
         let hosts = ids
             .iter()
-            .map(|id| {
+            .enumerate()
+            .map(|(replica, id)| {
                 let disk = Arc::new(SimDisk::default());
                 let mut identity = Identity::start(&*disk, *id.as_bytes()).expect("an empty disk takes an identity");
                 identity.adopt(genesis.clone(), &*disk).expect("an identity without a genesis takes one");
                 disk.complete();
-                Host::new(disk, *id, Life::Member, &mut random)
+                Host::new(replica, disk, *id, Life::Member, &mut random)
             })
             .collect();
         let clients: Vec<Client> =
@@ -386,6 +400,7 @@ impl World {
             (Fault::DiskLoss, self.plan.faults.disk_loss),
             (Fault::Restore, self.plan.faults.restore),
             (Fault::Reshape, self.plan.faults.reshape),
+            (Fault::BitFlip, self.plan.faults.bit_flip),
         ];
         for (fault, mean) in faults {
             if let Some(mean) = mean {
@@ -572,6 +587,10 @@ impl World {
             self.trace.line(self.now, format_args!("{} installs {snapshot}", slot(replica)));
             self.checkers.starts_at(replica, snapshot.block.height);
         }
+        if let Some(height) = output.rebuilt {
+            self.trace.line(self.now, format_args!("{} is built anew from {height}", slot(replica)));
+            self.checkers.starts_at(replica, height);
+        }
         for block in &output.applied {
             self.trace.line(self.now, format_args!("{} applies {} {}", slot(replica), block.block, block.digest));
             self.checkers.applies(replica, block, &mut self.counters)?;
@@ -585,6 +604,7 @@ impl World {
         }
         self.count_snapshots(replica, &status.snapshots.counters);
         self.note_membership(&status.membership);
+        self.check_doubt(replica, before, &status, &output.replies)?;
         let Output { send, write, cut, jobs, replies, retired, wake_at, .. } = output;
         if let Some(amnesia) = retired {
             return self.retire(replica, amnesia);
@@ -780,6 +800,8 @@ impl World {
             wal: lockstep_wal::Options { segment_bytes: self.plan.segment_bytes },
             snapshots: self.plan.snapshots.clone(),
             block_bytes: BLOCK_BYTES,
+            compare: self.plan.compare,
+            machine: Some(Arc::clone(&self.hosts[replica].machine) as _),
         };
         Engine::start(disk, &identity, options, self.local(replica)).map_err(|error| refused(error.to_string()))
     }
@@ -817,6 +839,8 @@ impl World {
         host.jobs.clear();
         host.job_runs = false;
         host.snapshots = SnapshotCounters::default();
+        host.divergences = DivergenceCounters::default();
+        host.doubt = None;
         host.paused_until = [0; SOURCES];
         host.role = RoleName::Follower;
         let tokens = std::mem::take(&mut host.tokens);

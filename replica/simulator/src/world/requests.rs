@@ -86,6 +86,10 @@ impl World {
                         self.counters.add(Kind::RefusedNoLeader);
                         refused(RefusalKind::Unavailable, never_proposed)
                     }
+                    Refusal::Fenced => {
+                        self.counters.add(Kind::RefusedFenced);
+                        refused(RefusalKind::Unavailable, true)
+                    }
                     Refusal::Deadline { never_proposed } => {
                         self.counters.add(Kind::RefusedDeadline);
                         refused(RefusalKind::Unavailable, never_proposed)
