@@ -222,29 +222,38 @@ impl Process {
     }
 
     /// Takes a genesis on as one of its voters and starts the engine. False if it was there already.
-    pub async fn adopt(&self, genesis: Genesis) -> Result<bool, IdentityError> {
+    pub async fn adopt(self: &Arc<Self>, genesis: Genesis) -> Result<bool, IdentityError> {
         self.become_member(move |identity, disk| identity.adopt(genesis, disk)).await
     }
 
     /// Joins a service in the slot that was given to this replica, and starts the engine. False if it had already.
-    pub async fn join(&self, genesis: Genesis, slot: Slot) -> Result<bool, IdentityError> {
+    pub async fn join(self: &Arc<Self>, genesis: Genesis, slot: Slot) -> Result<bool, IdentityError> {
         self.become_member(move |identity, disk| identity.join(genesis, slot, disk)).await
     }
 
+    /// To its end, even if nobody waits for it any more: a caller that dies in between, and its call with it, would else leave an
+    /// identity that belongs to a service and an engine that nobody can reach.
     async fn become_member(
-        &self,
+        self: &Arc<Self>,
         how: impl FnOnce(&mut Identity, &FileDisk) -> Result<bool, IdentityError> + Send + 'static,
     ) -> Result<bool, IdentityError> {
-        let mut identity = self.identity.lock().await;
-        let disk = Arc::clone(&self.disk);
-        let mut next = identity.clone();
-        let (became, next) = blocking(move || (how(&mut next, &disk), next)).await;
-        *identity = next;
-        let created = became?;
-        if self.running().is_none() {
-            self.report(self.start_engine(&identity).await).await;
+        let process = Arc::clone(self);
+        let became = tokio::spawn(async move {
+            let mut identity = process.identity.lock().await;
+            let disk = Arc::clone(&process.disk);
+            let mut next = identity.clone();
+            let (became, next) = blocking(move || (how(&mut next, &disk), next)).await;
+            *identity = next;
+            let created = became?;
+            if process.running().is_none() {
+                process.report(process.start_engine(&identity).await).await;
+            }
+            Ok(created)
+        });
+        match became.await {
+            Ok(became) => became,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
         }
-        Ok(created)
     }
 
     /// What is on record, also while the log is still being read.

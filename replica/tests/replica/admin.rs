@@ -51,6 +51,24 @@ async fn replica_before_genesis_is_live_and_not_ready() {
 }
 
 #[tokio::test]
+async fn genesis_whose_giver_dies_in_between_is_taken_to_the_end() {
+    let mut service = Service::stopped(1);
+    let replica = &mut service.replicas[0];
+    // Filling the first file ahead takes a while: long enough for the giver to be gone before the engine has started.
+    replica.option(&format!("--segment-bytes={}", 256 << 20));
+    replica.start();
+    let genesis = genesis(1, vec![replica.up().await.replica]);
+    let replica = &service.replicas[0];
+    let begun =
+        eventually("the log has begun", || async { replica.data.join("wal-000000000001.log").exists().then_some(()) });
+    tokio::select! {
+        answer = offer(replica, &genesis, TOKEN) => panic!("the engine starts too fast for this test: {answer:?}"),
+        () = begun => {}
+    }
+    eventually("it leads itself", || async { replica.status().await.filter(|status| status.is_ready()) }).await;
+}
+
+#[tokio::test]
 async fn genesis_given_twice_is_taken_once() {
     let service = Service::born(3).await;
     let genesis = service.genesis.clone().expect("it is born");
