@@ -267,6 +267,7 @@ mod tests {
                 genesis: None,
                 leads: ordinal == 0,
                 view: View::new(1, Slot::new(1)),
+                retired: false,
                 diverged: None,
                 not_ready: (ordinal >= ready).then(|| "no leader heard".into()),
                 members: Some(Members { configuration: genesis(3).configuration(), settled: true }),

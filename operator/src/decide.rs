@@ -226,6 +226,11 @@ fn strangers(service: &Service, genesis: &Genesis, world: &World) -> Option<Refu
     if !others.is_empty() {
         return Some(Refusal::ForeignVolume { found: others });
     }
+    let retired: Vec<_> = world.replicas().filter(|(_, replica)| replica.retired).collect();
+    if !retired.is_empty() {
+        let found = retired.into_iter().map(|(ordinal, replica)| (ordinal, replica.id)).collect();
+        return Some(Refusal::RetiredReplica { found });
+    }
     let found: Vec<_> = volumes::removed(service, genesis, world)
         .filter(|(ordinal, _)| !volumes::is_known(genesis, world, *ordinal))
         .collect();

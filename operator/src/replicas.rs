@@ -80,6 +80,7 @@ fn read(status: ReplicaStatus) -> Replica {
         view: status.view,
         not_ready: status.not_ready,
         diverged,
+        retired: status.retired.is_some(),
     }
 }
 

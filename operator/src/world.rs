@@ -114,6 +114,8 @@ pub struct Replica {
     pub view: View,
     /// Why it is not ready; none if it is.
     pub not_ready: Option<String>,
+    /// It forgot what it had promised, and is never listened to again.
+    pub retired: bool,
     /// What it executed differently than others, since the start of its process.
     pub diverged: Option<Diverged>,
     /// Who belongs to its service, as it knows; none before genesis.

@@ -76,6 +76,11 @@ pub enum Refusal {
         /// Their ordinals and identities.
         found: Vec<(usize, ReplicaId)>,
     },
+    /// Replicas that forgot what they had promised.
+    RetiredReplica {
+        /// Their ordinals and identities.
+        found: Vec<(usize, ReplicaId)>,
+    },
     /// So many disks are gone that the voters left are no quorum: nobody can decide that others come in their place.
     ReplicaLost {
         /// Ordinals of the new ones.
@@ -99,6 +104,7 @@ impl Refusal {
             Refusal::ForeignVolume { .. } => "ForeignVolume",
             Refusal::ClonedVolume { .. } => "ClonedVolume",
             Refusal::RemovedReplica { .. } => "RemovedReplica",
+            Refusal::RetiredReplica { .. } => "RetiredReplica",
             Refusal::ReplicaLost { .. } => "ReplicaLost",
         }
     }
@@ -196,18 +202,13 @@ impl Refusal {
                 service.claim_name(*second)
             ),
             Refusal::RemovedReplica { found } => {
-                let list: Vec<_> =
-                    found.iter().map(|(ordinal, id)| format!("{} holds {id}", service.claim_name(*ordinal))).collect();
-                let ordinals = || found.iter().map(|(ordinal, _)| *ordinal);
-                let pods: Vec<_> = ordinals().map(|ordinal| service.pod_name(ordinal)).collect();
-                format!(
-                    "a replica that was removed from the service never returns: {}; delete claim {} and pod {}, and a \
-                     fresh replica comes in its place",
-                    list.join(", "),
-                    claims(&mut ordinals()).join(", "),
-                    pods.join(", ")
-                )
+                format!("a replica that was removed from the service never returns: {}", start_anew(service, found))
             }
+            Refusal::RetiredReplica { found } => format!(
+                "a replica forgot what it had promised, for its volume is an old copy or its disk lost what it had called \
+                 durable; the others do not listen to it any more: {}",
+                start_anew(service, found)
+            ),
             Refusal::ReplicaLost { pods } => format!(
                 "{} came up empty: what was there is lost, and the voters left are no quorum, which alone could let a new \
                  replica in; bring a lost volume back, or move to a new service",
@@ -215,4 +216,17 @@ impl Refusal {
             ),
         }
     }
+}
+
+/// What is on these volumes, and how something fresh comes in its place.
+fn start_anew(service: &Service, found: &[(usize, ReplicaId)]) -> String {
+    let each = |words: &dyn Fn(usize, ReplicaId) -> String| {
+        found.iter().map(|(ordinal, id)| words(*ordinal, *id)).collect::<Vec<_>>().join(", ")
+    };
+    format!(
+        "{}; delete claim {} and pod {}, and a fresh replica comes in its place",
+        each(&|ordinal, id| format!("{} holds {id}", service.claim_name(ordinal))),
+        each(&|ordinal, _| service.claim_name(ordinal)),
+        each(&|ordinal, _| service.pod_name(ordinal)),
+    )
 }

@@ -90,6 +90,7 @@ fn world_of_pods(pods: &[(State, bool)]) -> World {
             leads: false,
             view: View::new(1, Slot::new(1)),
             not_ready: None,
+            retired: false,
             diverged: None,
             members: Some(Members {
                 configuration: genesis(u8::try_from(pods.len()).expect("small")).configuration(),
@@ -104,6 +105,7 @@ fn world_of_pods(pods: &[(State, bool)]) -> World {
                 service: None,
                 genesis: None,
                 not_ready: Some("no genesis".into()),
+                retired: false,
                 diverged: None,
                 members: None,
                 caught_up: false,
@@ -116,6 +118,7 @@ fn world_of_pods(pods: &[(State, bool)]) -> World {
                 service: None,
                 genesis: None,
                 not_ready: Some("no genesis".into()),
+                retired: false,
                 diverged: None,
                 members: None,
                 caught_up: false,

@@ -184,6 +184,20 @@ fn removed_replica_that_wakes_up_is_named_and_never_starts_anew() {
 }
 
 #[test]
+fn replica_that_retired_is_named_and_never_starts_anew() {
+    let service = with_genesis(example());
+    let mut world = changed(&service, &[Leader, Ready, NotReady], &[]);
+    world.pods.get_mut(&2).and_then(|pod| pod.replica.as_mut()).expect("a replica").retired = true;
+    let Decision::Refuse(refusal) = run(&service, &world) else { panic!("a refusal") };
+    assert_eq!(refusal.reason(), "RetiredReplica");
+    let text = refusal.describe(&service);
+    assert!(
+        text.contains("its volume is an old copy") && text.contains("delete claim data-kv-2 and pod kv-2"),
+        "{text}"
+    );
+}
+
+#[test]
 fn member_known_by_its_pod_is_lost_once_that_answers_as_another_one() {
     let mut service = with_genesis(of_size(5));
     let world = changed(&service, &[Leader, Ready, Ready, Silent, Lost], &[]);
