@@ -16,6 +16,8 @@
 //! |---|---|
 //! | [`args`] | options of the command line, each also an environment variable |
 //! | `process` | one start of a replica, from the data directory to the signal that ends it |
+//! | `servers` | everything that is served, and how that ends |
+//! | `signals` | what ends a replica |
 //! | `core` | the thread that turns the engine |
 //! | `log_writer` | the thread that makes batches durable |
 //! | `job_runner` | the thread that reads and writes snapshots |
@@ -42,6 +44,8 @@ mod log_writer;
 mod metrics;
 mod peers;
 mod process;
+mod servers;
+mod signals;
 
 use std::process::ExitCode;
 

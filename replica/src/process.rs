@@ -14,39 +14,24 @@ use lockstep_machine::KeyValueWithFaults;
 use lockstep_types::{Digest, Genesis, Slot};
 use lockstep_wal::FileDisk;
 use lockstep_wire::v1::refusal::Reason;
-use lockstep_wire::{Leader, Refusal, limits, v1};
-use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use lockstep_wire::{Leader, Refusal};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::time::{sleep, timeout};
-use tonic::transport::Server;
 
-use crate::admin::AdminService;
 use crate::args::Args;
-use crate::clients::{ClientService, KeyValueService};
 use crate::clock::Clock;
 use crate::core::{self, CoreHandle, Parts, Threads, Urgent};
 use crate::error::RunError;
-use crate::health;
-use crate::listen::{self, Limit};
-use crate::metrics::{self, Metrics};
-use crate::peers::{Addresses, PeerService, Peers, dial_all};
+use crate::listen;
+use crate::metrics::Metrics;
+use crate::peers::{Addresses, Peers};
+use crate::servers::Servers;
+use crate::signals::{Signals, follow_parent};
 
 /// How long a leader that is told to stop waits for another one.
 const HAND_OVER: Duration = Duration::from_secs(2);
 /// Between two looks whether there is anybody.
 const LOOK: Duration = Duration::from_millis(20);
-/// How long requests under way may take to be answered then.
-const DRAIN: Duration = Duration::from_secs(1);
-/// How long connections may take to close.
-const CLOSE: Duration = Duration::from_millis(500);
-/// HTTP/2 pings that clients must answer, and for how long they may not.
-const CLIENT_PING: Duration = Duration::from_secs(10);
-/// The same for peers.
-const PEER_PING: Duration = Duration::from_secs(1);
-const PEER_PONG: Duration = Duration::from_secs(2);
-/// Between two looks at the parent process.
-const PARENT: Duration = Duration::from_millis(500);
 
 /// What all services share.
 pub(crate) struct Process {
@@ -62,8 +47,8 @@ pub(crate) struct Process {
     pub born: Identity,
     running: OnceLock<Running>,
     /// Whether `running` is set.
-    started: watch::Sender<bool>,
-    stage: watch::Sender<Stage>,
+    pub started: watch::Sender<bool>,
+    pub stage: watch::Sender<Stage>,
     fatal: mpsc::Sender<RunError>,
     /// Where the core thread says that this replica must retire.
     retiring: mpsc::UnboundedSender<String>,
@@ -347,7 +332,8 @@ impl Process {
         self.stage.send_replace(Stage::Draining);
     }
 
-    fn stop_threads(&self) {
+    /// Ends the threads, and waits until they have.
+    pub fn stop_threads(&self) {
         let Some(running) = self.running() else { return };
         // The thread may be gone, which is what is wanted.
         let _ = running.core.urgent.send(Urgent::Stop);
@@ -416,183 +402,12 @@ impl Token {
     }
 }
 
-/// Everything that is served.
-struct Servers {
-    clients: tokio::task::JoinHandle<()>,
-    peers: tokio::task::JoinHandle<()>,
-}
-
-impl Servers {
-    fn start(process: &Arc<Process>, clients: TcpListener, peers: TcpListener, scrapes: TcpListener) -> Servers {
-        let (health, reporter) = health::service();
-        tokio::spawn(health::report(Arc::clone(process), reporter));
-        tokio::spawn(serve_metrics(Arc::clone(process), scrapes));
-        let dialling = Arc::clone(process);
-        tokio::spawn(async move {
-            let mut started = dialling.started.subscribe();
-            tokio::select! {
-                _ = started.wait_for(|started| *started) => {}
-                () = dialling.stopped() => return,
-            }
-            if let Some(running) = dialling.running() {
-                dial_all(&dialling, &running.peers);
-            }
-        });
-        Servers {
-            clients: tokio::spawn(serve_clients(Arc::clone(process), clients, health)),
-            peers: tokio::spawn(serve_peers(Arc::clone(process), peers)),
-        }
-    }
-
-    /// Lets requests under way be answered, then closes everything.
-    async fn close(self, process: &Arc<Process>) {
-        if timeout(DRAIN, self.clients).await.is_err() {
-            tracing::info!("some clients are still connected; their requests are answered by the other replicas");
-        }
-        process.stage.send_replace(Stage::Stopped);
-        let _ = timeout(CLOSE, self.peers).await;
-        let stopping = Arc::clone(process);
-        let threads = blocking(move || stopping.stop_threads());
-        if timeout(DRAIN, threads).await.is_err() {
-            tracing::warn!("the disk is slow; not waiting for it any longer");
-        }
-        tracing::info!("stopped");
-    }
-}
-
-async fn serve_clients<H>(
-    process: Arc<Process>,
-    listener: TcpListener,
-    health: tonic_health::pb::health_server::HealthServer<H>,
-) where
-    H: tonic_health::pb::health_server::Health,
-{
-    let limit = Limit {
-        connections: process.args.max_connections,
-        open: process.metrics.client_connections.clone(),
-        refused: process.metrics.client_connections_refused.clone(),
-    };
-    let client = v1::client_server::ClientServer::new(ClientService::new(Arc::clone(&process)))
-        .max_decoding_message_size(limits::FRAME_BYTES_MAX)
-        .max_encoding_message_size(limits::FRAME_BYTES_MAX);
-    let key_value = v1::key_value_server::KeyValueServer::new(KeyValueService { process: Arc::clone(&process) })
-        .max_decoding_message_size(limits::FRAME_BYTES_MAX)
-        .max_encoding_message_size(limits::FRAME_BYTES_MAX);
-    let admin = v1::admin_server::AdminServer::new(AdminService { process: Arc::clone(&process) })
-        .max_decoding_message_size(2 * limits::GENESIS_BYTES_MAX);
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(lockstep_wire::FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .with_service_name("lockstep.v1.Client")
-        .with_service_name("lockstep.v1.KeyValue")
-        .with_service_name("lockstep.v1.Admin")
-        .with_service_name("grpc.health.v1.Health")
-        .with_service_name("grpc.reflection.v1.ServerReflection")
-        .build_v1()
-        .expect("the descriptors were made by the build");
-    let served = Server::builder()
-        .max_concurrent_streams(process.args.max_streams)
-        .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
-        .http2_keepalive_interval(Some(CLIENT_PING))
-        .http2_keepalive_timeout(Some(CLIENT_PING))
-        .add_service(client)
-        .add_service(key_value)
-        .add_service(admin)
-        .add_service(health)
-        .add_service(reflection)
-        .serve_with_incoming_shutdown(listen::connections(listener, limit), process.reached(Stage::Draining))
-        .await;
-    if let Err(error) = served {
-        tracing::error!("the client port is not served any more: {error}");
-    }
-}
-
-async fn serve_peers(process: Arc<Process>, listener: TcpListener) {
-    let limit = Limit {
-        connections: process.args.max_connections,
-        open: prometheus_client::metrics::gauge::Gauge::default(),
-        refused: process.metrics.peer_refused.clone(),
-    };
-    let peer = v1::peer_server::PeerServer::new(PeerService { process: Arc::clone(&process) })
-        .max_decoding_message_size(limits::FRAME_BYTES_MAX)
-        .max_encoding_message_size(limits::FRAME_BYTES_MAX);
-    let served = Server::builder()
-        .max_concurrent_streams(process.args.max_streams)
-        .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
-        .http2_keepalive_interval(Some(PEER_PING))
-        .http2_keepalive_timeout(Some(PEER_PONG))
-        .add_service(peer)
-        .serve_with_incoming_shutdown(listen::connections(listener, limit), process.stopped())
-        .await;
-    if let Err(error) = served {
-        tracing::error!("the peer port is not served any more: {error}");
-    }
-}
-
-async fn serve_metrics(process: Arc<Process>, listener: TcpListener) {
-    const SCRAPERS: usize = 64;
-    let limit = Limit {
-        connections: SCRAPERS,
-        open: prometheus_client::metrics::gauge::Gauge::default(),
-        refused: process.metrics.client_connections_refused.clone(),
-    };
-    let routes = tonic::service::Routes::from(metrics::routes(Arc::clone(&process.metrics)));
-    let served = Server::builder()
-        .accept_http1(true)
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(listen::connections(listener, limit), process.stopped())
-        .await;
-    if let Err(error) = served {
-        tracing::error!("metrics are not served any more: {error}");
-    }
-}
-
-/// The signals that end a replica.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self, RunError> {
-        let listen = |kind| signal(kind).map_err(system("listen for signals"));
-        Ok(Signals { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-}
-
-/// A replica that `lockstep dev` started must not outlive it. The kernel says so on Linux; a look now and then says it
-/// everywhere.
-fn follow_parent(args: &Args) -> Result<(), RunError> {
-    let Some(parent) = args.parent_pid else { return Ok(()) };
-    #[cfg(target_os = "linux")]
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
-        .map_err(|error| system("ask for the parent's death")(error.into()))?;
-    let gone = move || rustix::process::getppid().is_none_or(|pid| pid.as_raw_nonzero().get() != parent);
-    tokio::spawn(async move {
-        while !gone() {
-            sleep(PARENT).await;
-        }
-        eprintln!("lockstep replica: process {parent}, which started this replica, is gone; stopping");
-        std::process::exit(1);
-    });
-    Ok(())
-}
-
-fn system(action: &'static str) -> impl Fn(std::io::Error) -> RunError {
+pub(crate) fn system(action: &'static str) -> impl Fn(std::io::Error) -> RunError {
     move |source| RunError::System { action, source }
 }
 
 /// Runs what waits for the disk.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
