@@ -18,7 +18,7 @@ impl World {
     /// A volume is copied; or, if it was, and everyone remembers more than the copy holds, it is put back.
     pub(super) fn restore(&mut self, victim: usize) -> Result<(), Violation> {
         let voters = self.config().voters().len();
-        if self.operation.is_some() || self.hosts[victim].life != Life::Member || voters < 3 || !self.is_voter(victim) {
+        if self.is_busy() || self.hosts[victim].life != Life::Member || voters < 3 || !self.is_voter(victim) {
             return Ok(());
         }
         let host = &self.hosts[victim];

@@ -43,7 +43,7 @@ impl World {
     /// A disk is lost for good, and its replica with it; another takes its place.
     pub(super) fn lose_disk(&mut self, victim: usize) -> Result<(), Violation> {
         let voters = self.config().voters().len();
-        if self.operation.is_some() || self.hosts[victim].life != Life::Member || voters < 3 || !self.is_voter(victim) {
+        if self.is_busy() || self.hosts[victim].life != Life::Member || voters < 3 || !self.is_voter(victim) {
             return Ok(());
         }
         self.counters.add(Kind::DiskLost);
@@ -59,7 +59,7 @@ impl World {
     /// A member is replaced, one comes, or one goes: all disks are well.
     pub(super) fn reshape(&mut self, victim: usize) {
         let voters = self.config().voters().len();
-        if self.operation.is_some() || self.hosts[victim].life != Life::Member || !self.is_voter(victim) {
+        if self.is_busy() || self.hosts[victim].life != Life::Member || !self.is_voter(victim) {
             return;
         }
         match self.random.below(3) {
@@ -71,9 +71,15 @@ impl World {
 
     /// This voter is replaced, if nothing else is under way.
     pub(super) fn replace(&mut self, replica: usize) {
-        if self.operation.is_none() && self.hosts[replica].life == Life::Member {
+        if !self.is_busy() && self.hosts[replica].life == Life::Member {
             self.begin(true, Some(replica));
         }
+    }
+
+    /// Whether a member is on its way out already, found out or not: one more would be one fault too many.
+    pub(super) fn is_busy(&self) -> bool {
+        let forgot = |host: &Host| host.forgot.is_some() && host.life == Life::Member;
+        self.operation.is_some() || !self.retired.is_empty() || self.hosts.iter().any(forgot)
     }
 
     /// The next one that retired is replaced, once nothing else is under way.
